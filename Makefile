@@ -1,0 +1,42 @@
+# Every target that needs .venv prepares it first. A stamp in .venv says what it holds;
+# scripts/bootstrap.sh runs only when a stamp is missing or older than what it depends on.
+.DEFAULT_GOAL := help
+.PHONY: help serve test check bench clean
+
+# The stamps carry the folder's checksum: a .venv that was moved or copied does not work,
+# nor does one whose interpreter is gone (then KEY is empty, and no stamp has that name).
+KEY := $(shell test -x .venv/bin/python && pwd -P | cksum | cut -d' ' -f1)
+BASE := .venv/.base-$(KEY)
+DEV := .venv/.dev-$(KEY)
+BENCH := .venv/.bench-$(KEY)
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+serve: $(BASE) ## Start the server (settings: environment or .env; PORT=8080 make serve)
+	@exec .venv/bin/akm serve $(ARGS)
+
+test: $(DEV) ## Run the tests (some of them: make test ARGS="tests/unit -k window")
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+check: $(DEV) ## Lint, format, types, layers
+	@echo "ruff check" && .venv/bin/ruff check .
+	@echo "ruff format" && .venv/bin/ruff format --check .
+	@echo "mypy --strict" && .venv/bin/mypy --strict src
+	@echo "lint-imports" && .venv/bin/lint-imports
+
+bench: $(BENCH) ## Measure, beside the peers
+	@exec .venv/bin/python -m benchmarks $(ARGS)
+
+clean: ## Remove .venv, caches and build output (never data/)
+	rm -rf .venv .venv.lock build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BASE): pyproject.toml requirements.txt scripts/bootstrap.sh
+	@scripts/bootstrap.sh base
+
+$(DEV): pyproject.toml requirements-dev.txt scripts/bootstrap.sh
+	@scripts/bootstrap.sh dev
+
+$(BENCH): pyproject.toml requirements-dev.txt requirements-bench.txt scripts/bootstrap.sh
+	@scripts/bootstrap.sh bench

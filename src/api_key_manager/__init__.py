@@ -1,0 +1,74 @@
+"""API Key Manager Pro: issue, validate, limit, rotate, revoke and audit API keys."""
+
+from typing import TYPE_CHECKING, Any
+
+from api_key_manager.core import (
+    APIKeyManagerException,
+    ApiKey,
+    AsyncAPIKeyValidator,
+    AuditEvent,
+    ConfigurationError,
+    ConflictError,
+    EncryptionError,
+    InvalidSignatureError,
+    KeyExistsError,
+    KeyExpiredError,
+    KeyManager,
+    KeyNotFoundError,
+    KeyRevokedError,
+    KeyVersion,
+    PermissionDeniedError,
+    RateLimitExceededError,
+    Reason,
+    StorageError,
+    ValidationError,
+    VaultError,
+    Verdict,
+    sign,
+)
+
+if TYPE_CHECKING:
+    from api_key_manager.config import Settings
+    from api_key_manager.wiring import open_manager
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "APIKeyManagerException",
+    "ApiKey",
+    "AsyncAPIKeyValidator",
+    "AuditEvent",
+    "ConfigurationError",
+    "ConflictError",
+    "EncryptionError",
+    "InvalidSignatureError",
+    "KeyExistsError",
+    "KeyExpiredError",
+    "KeyManager",
+    "KeyNotFoundError",
+    "KeyRevokedError",
+    "KeyVersion",
+    "PermissionDeniedError",
+    "RateLimitExceededError",
+    "Reason",
+    "Settings",
+    "StorageError",
+    "ValidationError",
+    "VaultError",
+    "Verdict",
+    "open_manager",
+    "sign",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Settings and the backends cost import time that a library user may never need.
+    if name == "open_manager":
+        from api_key_manager.wiring import open_manager
+
+        return open_manager
+    if name == "Settings":
+        from api_key_manager.config import Settings
+
+        return Settings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

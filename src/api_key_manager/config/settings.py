@@ -1,0 +1,449 @@
+"""The settings: what the environment and ``.env`` may say, checked before anything starts.
+
+The published form reads a setting on the class, and loads it once per process::
+
+    from api_key_manager import Settings
+
+    Settings.VALIDATION_WINDOW_MINUTES  # 360
+
+A program that wants its own copy, or another value, makes an instance::
+
+    Settings.load(PORT=8080)
+
+A wrong value is a ``ConfigurationError`` of one line: the variable, the value, what is allowed.
+The value of a secret is never part of it, nor of ``repr``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args, get_origin
+
+import annotated_types as at
+import pydantic
+from pydantic import AfterValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api_key_manager.core.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+    from pydantic.fields import FieldInfo
+else:
+    # The same class, without importing a private module at run time.
+    ModelMetaclass = type(BaseSettings)
+
+__all__ = ["Settings", "allowed_values", "decode_master_key", "shown"]
+
+_SHOWN_CHARACTERS: Final = 80
+
+
+class _ReadableOnTheClass(ModelMetaclass):
+    """Lets ``Settings.PORT`` answer with the value loaded for this process."""
+
+    if not TYPE_CHECKING:  # a type checker must go on refusing names that are no settings
+
+        def __getattr__(cls, name: str) -> Any:  # noqa: N805 - the method of a metaclass
+            """Answer for a field once the class is complete, else as any class would."""
+            # While pydantic builds the class it asks for every field by name.
+            complete = cls.__dict__.get("__pydantic_complete__", False)
+            if complete and name in cls.__dict__["__pydantic_fields__"]:
+                return getattr(_of_this_process(), name)
+            return super().__getattr__(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """What a text field accepts, in words for an error line and for the documentation."""
+
+    words: str
+
+
+def decode_master_key(text: str) -> bytes:
+    """Decode a master key.
+
+    Args:
+        text: base64 of exactly 32 bytes, standard or URL-safe, padded or not.
+
+    Returns:
+        The 32 bytes.
+
+    Raises:
+        ValueError: the text is something else. The message does not repeat it.
+    """
+    unpadded = text.rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        key = base64.b64decode(unpadded + "=" * (-len(unpadded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("not base64") from None
+    if len(key) != 32:
+        raise ValueError(f"{len(key)} bytes")
+    return key
+
+
+def _check_master_key(text: str) -> str:
+    if text:
+        decode_master_key(text)
+    return text
+
+
+def _check_database_url(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if url == "memory://" or (scheme == "postgresql" and rest):
+        return url
+    path = rest.removeprefix("/")
+    # Anything SQLAlchemy would read as an option or as a database in memory is refused:
+    # both would be ignored or lost, which is the last thing a key store should do silently.
+    usable = rest.startswith("/") and path not in ("", "/", ":memory:") and "?" not in path
+    if scheme == "sqlite" and separator and usable and not path.endswith("/"):
+        return url
+    raise ValueError("not a database URL of ours")
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+
+def _check_networks(text: str) -> str:
+    _networks(text)
+    return text
+
+
+_Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Path = Annotated[_Text, _Allowed("the path of a file")]
+_AdminToken = Annotated[
+    str,
+    Field(pattern=r"^([!-~]{32,})?$"),
+    _Allowed("32 or more printable ASCII characters without spaces"),
+]
+_DatabaseUrl = Annotated[
+    _Text,
+    AfterValidator(_check_database_url),
+    _Allowed("sqlite:///path/to/file.db, memory:// or postgresql://user:password@host/database"),
+]
+_Host = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_.:%-]+$", max_length=255),
+    _Allowed("an IP address without brackets, or a host name"),
+]
+_HttpUrl = Annotated[
+    str,
+    Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$"),
+    _Allowed("a URL that starts with http:// or https://, without user name and query"),
+]
+_MasterKey = Annotated[
+    str,
+    AfterValidator(_check_master_key),
+    _Allowed("base64 (standard or URL-safe) of exactly 32 bytes"),
+]
+_Mount = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"),
+    _Allowed("the name of a mount: letters, digits, `_`, `.`, `-`, `/`"),
+]
+_Networks = Annotated[
+    str,
+    AfterValidator(_check_networks),
+    _Allowed("IP addresses and networks (10.0.0.0/8, ::1) separated by commas"),
+]
+_RedisUrl = Annotated[
+    str,
+    Field(pattern=r"^((rediss?|unix)://\S+)?$"),
+    _Allowed("redis://…, rediss://… or unix://…"),
+]
+_TokenPrefix = Annotated[
+    str,
+    Field(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=32),
+    _Allowed("at most 32 characters: a-z, 0-9, single `_` between them, a letter first"),
+]
+# Named in the design and read by a backend that does not exist yet. They are fields, since
+# a variable that is no field is ignored, and whoever sets one of these expects an effect.
+_Reserved = Annotated[_Text, _Allowed("nothing yet")]
+
+
+class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
+    """Every setting, by the name of its environment variable.
+
+    Args:
+        **values: settings that win over the environment, which wins over ``.env``.
+
+    Raises:
+        pydantic.ValidationError: a value is not allowed; ``load`` words it for people.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        # Tolerates the byte order mark that some Windows editors write.
+        env_file_encoding="utf-8-sig",
+        env_ignore_empty=True,
+        case_sensitive=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
+
+    VALIDATION_WINDOW_MINUTES: int = Field(
+        360, ge=5, le=5_256_000, description="How old a signed timestamp may be, in minutes."
+    )
+    CLOCK_SKEW_TOLERANCE_SECONDS: int = Field(
+        60, ge=0, le=3600, description="How far clocks may differ, in seconds, on either side."
+    )
+    ALLOW_STATIC_SIGNATURES: bool = Field(
+        True, description="Whether signatures over the key id alone, which can be replayed, count."
+    )
+    NONCE_WINDOW_SECONDS: int = Field(
+        300,
+        ge=1,
+        le=86_400,
+        description="How old a timestamp that comes with a nonce may be, in seconds.",
+    )
+    TOKEN_PREFIX: _TokenPrefix = Field(
+        "akm", description="What minted tokens and secrets start with, so that scanners know them."
+    )
+
+    HOST: _Host = Field("127.0.0.1", description="The address the server listens on.")
+    PORT: int = Field(
+        5000, ge=0, le=65_535, description="The TCP port the server listens on; 0 is any free one."
+    )
+    WORKERS: int = Field(1, ge=1, le=256, description="How many server processes to start.")
+    TLS_CERT: _Path = Field(
+        "", description="Certificate chain (PEM) to serve HTTPS; needs TLS_KEY."
+    )
+    TLS_KEY: _Path = Field("", description="Private key (PEM) of TLS_CERT.")
+    ALLOW_PLAIN_HTTP: bool = Field(
+        False, description="Whether plain HTTP may leave this machine: only on a trusted network."
+    )
+    TRUSTED_PROXIES: _Networks = Field(
+        "", description="The proxies whose word about the client's address is taken."
+    )
+    DEBUG: bool = Field(False, description="Whether errors are logged with their traceback.")
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="The least severe message that is logged."
+    )
+    LOG_FORMAT: Literal["text", "json"] = Field(
+        "text", description="How log lines look; json is not built yet."
+    )
+
+    DATABASE_URL: _DatabaseUrl = Field(
+        "sqlite:///data/akm.db",
+        repr=False,
+        description="Where keys and the audit log live; postgresql:// is not built yet.",
+    )
+    AKM_ADMIN_TOKEN: _AdminToken = Field(
+        "", repr=False, description="An admin token that is valid only while this is set."
+    )
+    AKM_MASTER_KEY: _MasterKey = Field(
+        "", repr=False, description="The key that every stored secret is encrypted under."
+    )
+    AKM_MASTER_KEY_FILE: _Path = Field(
+        "", description="A file that holds the master key, instead of AKM_MASTER_KEY."
+    )
+    KEK_PROVIDER: Literal["local", "vault-transit"] = Field(
+        "local", description="What wraps the data keys; vault-transit is not built yet."
+    )
+    SECRET_STORE: Literal["database", "vault"] = Field(
+        "database", description="Where secrets are stored; vault is not built yet."
+    )
+
+    CACHE_TTL_SECONDS: int = Field(
+        300, ge=0, le=86_400, description="How long a cached record may be used, in seconds."
+    )
+    CACHE_MAX_ENTRIES: int = Field(
+        100_000, ge=1, le=10_000_000, description="How many records each cache holds."
+    )
+    REVOCATION_BOUND_SECONDS: float = Field(
+        2, ge=0.2, le=60, description="How soon a revocation must be seen everywhere, in seconds."
+    )
+    ON_STORE_OUTAGE: Literal["deny", "serve-stale"] = Field(
+        "deny", description="What to do past the bound; serve-stale is not built yet."
+    )
+    MAX_STALE_SECONDS: _Reserved = Field(
+        "", description="Not built yet: how long serve-stale may last, in seconds."
+    )
+
+    AUDIT_VALIDATIONS: Literal["all", "failures", "none"] = Field(
+        "all", description="Which validations the audit log holds. Changes are always logged."
+    )
+    AUDIT_FLUSH_SECONDS: float = Field(
+        0.2,
+        ge=0.01,
+        le=10,
+        description="How long validation events may wait to be written together, in seconds.",
+    )
+    AUDIT_RETENTION_DAYS: _Reserved = Field(
+        "", description="Not built yet: how long events are kept, in days."
+    )
+
+    RATE_LIMIT_ENABLED: bool = Field(
+        False, description="Whether keys are rate limited; not built yet."
+    )
+    RATE_LIMIT_PER_MINUTE: int = Field(
+        100, ge=1, le=1_000_000_000, description="The default limit of a key, in calls per minute."
+    )
+    REDIS_URL: _RedisUrl = Field(
+        "", repr=False, description="Not built yet: a Redis that several nodes share."
+    )
+    ON_LIMITER_OUTAGE: Literal["local", "deny", "allow"] = Field(
+        "local", description="What to do without Redis; deny and allow are not built yet."
+    )
+
+    VAULT_ENABLED: bool = Field(False, description="Whether Vault is used; not built yet.")
+    VAULT_ADDR: _HttpUrl = Field("http://127.0.0.1:8200", description="The address of Vault.")
+    VAULT_TOKEN: _Text = Field("", repr=False, description="The token that Vault expects.")
+    VAULT_NAMESPACE: _Mount = Field("kv", description="The mount of Vault's key-value store.")
+    VAULT_ENTERPRISE_NAMESPACE: _Reserved = Field(
+        "", description="Not built yet: the namespace of Vault Enterprise."
+    )
+    VAULT_LEASE_SECONDS: _Reserved = Field(
+        "", description="Not built yet: how long data keys outlive Vault, in seconds."
+    )
+    AUTHORIZE_PROFILE: _Reserved = Field(
+        "", description="Not built yet: the gateway in front of `/v1/authorize`."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if bool(self.TLS_CERT) != bool(self.TLS_KEY):
+            given, missing = ("TLS_CERT", "TLS_KEY") if self.TLS_CERT else ("TLS_KEY", "TLS_CERT")
+            raise ValueError(f"{given} is set, but {missing} is not: set both or none")
+        if self.AKM_MASTER_KEY and self.AKM_MASTER_KEY_FILE:
+            raise ValueError("AKM_MASTER_KEY and AKM_MASTER_KEY_FILE are both set: set only one")
+        return self
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the settings from the environment and ``.env`` in the working directory.
+
+        Args:
+            **overrides: settings that win over both.
+
+        Returns:
+            The checked settings.
+
+        Raises:
+            ConfigurationError: one line about the first wrong variable.
+        """
+        for name in overrides:
+            if name not in cls.model_fields:
+                raise ConfigurationError(f"{_shown_text(name)} is not a setting")
+        try:
+            return cls(**overrides)
+        except pydantic.ValidationError as error:
+            message = _first_problem(error)
+        except UnicodeDecodeError:
+            message = ".env cannot be read: it is not UTF-8 text"
+        except OSError as error:
+            message = f".env cannot be read: {error.strerror}"
+        # Outside the handlers, so that no traceback shows an error that holds a secret.
+        raise ConfigurationError(message)
+
+    @property
+    def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """``TRUSTED_PROXIES`` as networks; a single address is a network of one."""
+        return _networks(self.TRUSTED_PROXIES)
+
+    def require_built(self) -> None:
+        """Refuse a setting whose backend does not exist yet, before anything relies on it.
+
+        Raises:
+            ConfigurationError: one line about the first such setting.
+        """
+        if self.DATABASE_URL.startswith("postgresql:"):
+            raise ConfigurationError(
+                "DATABASE_URL=postgresql://… is not built yet:"
+                " use sqlite:///path/to/file.db or memory://"
+            )
+        for name, built in _BUILT.items():
+            value = getattr(self, name)
+            if value == built:
+                continue
+            what = f"{name}=(not shown)" if name == "REDIS_URL" else f"{name}={shown(value)}"
+            use = f"use {name}={shown(built)}" if built != "" else f"leave {name} unset"
+            raise ConfigurationError(f"{what} is not built yet: {use}")
+
+
+# The one value of each of these that has something behind it.
+_BUILT: Final[dict[str, bool | int | str]] = {
+    "WORKERS": 1,
+    "LOG_FORMAT": "text",
+    "KEK_PROVIDER": "local",
+    "SECRET_STORE": "database",
+    "ON_STORE_OUTAGE": "deny",
+    "MAX_STALE_SECONDS": "",
+    "AUDIT_RETENTION_DAYS": "",
+    "RATE_LIMIT_ENABLED": False,
+    "REDIS_URL": "",
+    "ON_LIMITER_OUTAGE": "local",
+    "VAULT_ENABLED": False,
+    "VAULT_ENTERPRISE_NAMESPACE": "",
+    "VAULT_LEASE_SECONDS": "",
+    "AUTHORIZE_PROFILE": "",
+}
+
+
+@functools.cache
+def _of_this_process() -> Settings:
+    return Settings.load()
+
+
+def shown(value: object) -> str:
+    """Write a value as it stands in ``.env``: ``true``, ``0.2``, ``text``."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def allowed_values(name: str) -> str:
+    """Say in words what a setting accepts.
+
+    Args:
+        name: the name of the setting.
+
+    Returns:
+        A phrase such as "a whole number from 5 to 5256000".
+    """
+    field = Settings.model_fields[name]
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(str(value) for value in get_args(field.annotation))
+    if field.annotation is bool:
+        return "true or false"
+    if field.annotation in (int, float):
+        kind = "a whole number" if field.annotation is int else "a number"
+        return f"{kind} from {_bound(field, at.Ge)} to {_bound(field, at.Le)}"
+    words = [item.words for item in field.metadata if isinstance(item, _Allowed)]
+    return words[0] if words else "one line of text"
+
+
+def _bound(field: FieldInfo, kind: type[at.Ge] | type[at.Le]) -> str:
+    (limit,) = (item for item in field.metadata if isinstance(item, kind))
+    return str(limit.ge if isinstance(limit, at.Ge) else limit.le)
+
+
+def _first_problem(error: pydantic.ValidationError) -> str:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    if not problem["loc"]:  # a rule about two settings, which names both and no value
+        return problem["msg"].removeprefix("Value error, ")
+    name = str(problem["loc"][0])
+    return f"{name}{_given(name, problem['input'])} is not allowed: {allowed_values(name)}"
+
+
+def _given(name: str, value: object) -> str:
+    """The ``=value`` part of an error line, without what must not be shown."""
+    text = shown(value)
+    if name.endswith(("_URL", "_ADDR")):
+        # A password may stand anywhere in what was meant as a URL.
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://", text)
+        return f"={scheme[0]}…" if scheme else " (value not shown)"
+    return f"={_shown_text(text)}" if Settings.model_fields[name].repr else " (value not shown)"
+
+
+def _shown_text(text: str) -> str:
+    """One short line, whatever the text is."""
+    line = repr(text)
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"

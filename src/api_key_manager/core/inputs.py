@@ -1,0 +1,173 @@
+"""What users say of a key, checked and brought into one form before it gets anywhere near it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from api_key_manager.core.addresses import check_allowlist
+from api_key_manager.core.exceptions import ValidationError
+from api_key_manager.core.models import MICROSECONDS, MIN_SCHEMES, canonical_json
+from api_key_manager.core.permissions import check_grants
+from api_key_manager.core.signing import MAX_TIMESTAMP
+from api_key_manager.core.tokens import MAX_SECRET_BYTES, secret_bytes
+
+__all__ = [
+    "check_instant",
+    "check_limit",
+    "check_metadata",
+    "check_overlap",
+    "check_secret",
+    "check_text",
+    "clean_fields",
+]
+
+MAX_METADATA = 16 * 1024
+MAX_OVERLAP_SECONDS = 90 * 86_400
+_MAX_DEPTH = 16
+
+
+def check_text(field: str, value: object, longest: int = 128) -> str | None:
+    """Printable text of a bounded length, or ``None``.
+
+    Raises:
+        ValidationError: anything else.
+    """
+    if value is None:
+        return None
+    if type(value) is not str or not 0 < len(value) <= longest or not value.isprintable():
+        raise ValidationError(f"{field}: 1 to {longest} printable characters are allowed")
+    return value
+
+
+def check_instant(field: str, value: object) -> int | None:
+    """An instant in microseconds, from an aware datetime, RFC 3339 text or Unix seconds.
+
+    Raises:
+        ValidationError: none of these, or outside the years 1970 to 9999.
+    """
+    if value is None:
+        return None
+    if type(value) is str:
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            value = None
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        try:
+            value = value.timestamp()
+        except (OverflowError, ValueError):
+            value = None
+    if type(value) in (int, float) and 0 <= value <= MAX_TIMESTAMP:  # type: ignore[operator]  # narrowed by type()
+        return round(value * MICROSECONDS)  # type: ignore[operator]  # as above
+    raise ValidationError(
+        f"{field}: RFC 3339 text with an offset, an aware datetime or Unix seconds are allowed"
+    )
+
+
+def check_metadata(value: object) -> str:
+    """The canonical JSON text of a metadata object.
+
+    Raises:
+        ValidationError: no dict of JSON values with text keys, too deep, or over 16 KiB.
+    """
+    if value is None:
+        return "{}"
+    message = f"metadata: a JSON object of at most {MAX_METADATA} bytes is allowed"
+    if not isinstance(value, Mapping) or not _is_json(value, _MAX_DEPTH):
+        raise ValidationError(message)
+    try:
+        text = canonical_json(dict(value))
+        size = len(text.encode())
+    except (TypeError, ValueError):
+        raise ValidationError(message) from None
+    if size > MAX_METADATA:
+        raise ValidationError(message)
+    return text
+
+
+def _is_json(value: object, depth: int) -> bool:
+    if isinstance(value, Mapping):
+        return depth > 0 and all(
+            type(key) is str and _is_json(item, depth - 1) for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and all(_is_json(item, depth - 1) for item in value)
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def check_secret(secret: object) -> str:
+    """A usable secret.
+
+    Raises:
+        ValidationError: empty, too long, or not text that UTF-8 can write.
+    """
+    if secret_bytes(secret) is None:
+        raise ValidationError(f"secret: text of 1 to {MAX_SECRET_BYTES} bytes is allowed")
+    return str(secret)
+
+
+def check_overlap(value: object) -> int:
+    """Seconds during which an old version goes on.
+
+    Raises:
+        ValidationError: not a whole number from 0 to 90 days.
+    """
+    if type(value) is not int or not 0 <= value <= MAX_OVERLAP_SECONDS:
+        raise ValidationError(
+            f"overlap_seconds: a whole number from 0 to {MAX_OVERLAP_SECONDS} is allowed"
+        )
+    return value
+
+
+def check_limit(value: object, most: int) -> int:
+    """How many items a page holds.
+
+    Raises:
+        ValidationError: not a whole number from 1 to ``most``.
+    """
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValidationError(f"limit: a whole number from 1 to {most} is allowed")
+    return value
+
+
+def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Fields of a key as users name them, turned into attributes of the record.
+
+    Raises:
+        ValidationError: a value that is not allowed, or an unknown field.
+    """
+    clean: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name == "metadata":
+            clean["metadata_json"] = check_metadata(value)
+        elif name == "permissions":
+            clean[name] = check_grants(() if value is None else value)
+        elif name == "ip_allowlist":
+            clean[name] = check_allowlist(() if value is None else value)
+        elif name == "expires_at":
+            clean[name] = check_instant(name, value)
+        elif name in ("owner", "environment"):
+            clean[name] = check_text(name, value)
+        elif name == "min_scheme":
+            clean[name] = _check_min_scheme(value, kind)
+        elif name == "disabled":
+            if type(value) is not bool:
+                raise ValidationError("disabled: true or false is allowed")
+            clean[name] = value
+        else:
+            raise ValidationError(f"{name}: there is no such field")
+    return clean
+
+
+def _check_min_scheme(value: object, kind: str) -> str:
+    if value is None:
+        return "static"
+    if kind == "bearer" and value != "static":
+        raise ValidationError("min_scheme: a bearer key is not signed, leave it out")
+    # "request" waits for the scheme itself: a key that nothing can satisfy helps nobody.
+    if value not in MIN_SCHEMES[:3]:
+        allowed = ", ".join(MIN_SCHEMES[:3])
+        raise ValidationError(f"min_scheme: {allowed} are allowed")
+    return str(value)

@@ -1,0 +1,371 @@
+"""The use cases that change a key: create, update, rotate, revoke, delete, settle ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from api_key_manager.core import lifecycle
+from api_key_manager.core.exceptions import ConflictError, ValidationError
+from api_key_manager.core.inputs import (
+    check_instant,
+    check_overlap,
+    check_secret,
+    check_text,
+    clean_fields,
+)
+from api_key_manager.core.lookups import key_query
+from api_key_manager.core.models import (
+    KEY_REALM,
+    MICROSECONDS,
+    ApiKey,
+    AuditEvent,
+    Change,
+    Kind,
+    rfc3339,
+)
+from api_key_manager.core.ports import KeyStore, Receipt, SecretBox
+from api_key_manager.core.recorder import Recorder
+from api_key_manager.core.records import Records, seal_record
+from api_key_manager.core.tokens import (
+    check_bearer_id,
+    check_key_id,
+    check_prefix,
+    mint_id,
+    mint_secret,
+    mint_token,
+)
+
+__all__ = ["LIBRARY", "KeyLifeCycle", "Origin", "ReceiptOf"]
+
+_TRIES = 5
+_CHUNK = 500
+_IDS_SHOWN = 1000
+
+ReceiptOf = Callable[[dict[str, Any]], Receipt]
+"""Makes the receipt of an answer, to be written in the same transaction as the change."""
+
+
+class Origin(NamedTuple):
+    """On whose behalf something is done, for the audit log."""
+
+    actor: str = "library"
+    ip: str | None = None
+    request_id: str | None = None
+
+
+LIBRARY: Final = Origin()
+
+
+class KeyLifeCycle:
+    """What :class:`~api_key_manager.core.manager.KeyManager` does to keys, without validation."""
+
+    store: KeyStore
+    box: SecretBox
+    records: Records
+    recorder: Recorder
+    prefix: str
+    clock: Callable[[], float]
+
+    async def create_key(
+        self,
+        key_id: str | None = None,
+        secret: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        kind: Kind = "signed",
+        prefix: str | None = None,
+        realm: str = KEY_REALM,
+        by: Origin = LIBRARY,
+        receipt: ReceiptOf | None = None,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """Make a key.
+
+        Args:
+            key_id: minted when left out.
+            secret: of a signed key, minted when left out; tokens are always minted.
+            metadata: a JSON object of at most 16 KiB.
+            kind: ``signed`` or ``bearer``.
+            prefix: of the minted secret or token.
+            realm, by, receipt: for servers: whose key it is, who asks, and what to keep.
+            **fields: ``expires_at``, ``permissions``, ``ip_allowlist``, ``min_scheme``,
+                ``owner``, ``environment``, ``disabled``.
+
+        Returns:
+            The key with its ``secret`` (signed) or ``token`` (bearer): shown this once.
+
+        Raises:
+            KeyExistsError: the id is taken, also by a key that was revoked or deleted.
+            ValidationError: a value that is not allowed; the message names the field.
+        """
+        now = self._now()
+        if kind not in ("signed", "bearer"):
+            raise ValidationError("kind: signed or bearer is allowed")
+        key_id = mint_id() if key_id is None else check_key_id(key_id)
+        prefix = self.prefix if prefix is None else check_prefix(prefix)
+        clean = clean_fields({"metadata": metadata, **fields}, kind)
+        if (clean.get("expires_at") or now + 1) <= now:
+            raise ValidationError("expires_at: an instant in the future is allowed")
+        if kind == "bearer":
+            if secret is not None:
+                raise ValidationError("secret: a bearer key's token is minted, leave it out")
+            shown = mint_token(prefix, check_bearer_id(key_id))
+        else:
+            shown = mint_secret(prefix) if secret is None else check_secret(secret)
+        if len(shown) >= 8 and shown in clean["metadata_json"]:
+            raise ValidationError("metadata: the secret must not stand in it")
+        version = seal_record(self.box, key_id, 1, shown, kind, now)
+        record = ApiKey(key_id, kind, now, now, (version,), realm, prefix, **clean)
+        event = self._event(record, "created", by, {"kind": kind, "version": 1})
+        answer = self._shown(record, shown)
+        await self._write([Change(record, None, [event])], receipt and receipt(answer))
+        return answer
+
+    async def update_key(
+        self, key_id: str, *, realm: str = KEY_REALM, by: Origin = LIBRARY, **fields: Any
+    ) -> dict[str, Any]:
+        """Change ``metadata``, ``permissions``, ``expires_at``, ``ip_allowlist``,
+        ``min_scheme``, ``disabled``, ``owner`` or ``environment``.
+
+        Raises:
+            KeyNotFoundError: no such key.
+            ValidationError: a value that is not allowed, or nothing to change.
+        """
+        if not fields:
+            raise ValidationError("fields: name at least one to change")
+
+        def step(record: ApiKey, now: int) -> Change:
+            changed = lifecycle.update(record, clean_fields(fields, record.kind), now)
+            detail = {"fields": sorted(fields)}
+            return Change(changed, record.revision, [self._event(record, "updated", by, detail)])
+
+        return self._public(await self._change(key_id, realm, step))
+
+    async def rotate_key(
+        self,
+        key_id: str,
+        overlap_seconds: int = 0,
+        *,
+        secret: str | None = None,
+        realm: str = KEY_REALM,
+        by: Origin = LIBRARY,
+        receipt: ReceiptOf | None = None,
+    ) -> dict[str, Any]:
+        """Give a key a new secret or token; the old one works on for ``overlap_seconds``.
+
+        Returns:
+            As :meth:`create_key`.
+
+        Raises:
+            KeyNotFoundError: no such key; also revoked (``KeyRevokedError``).
+            KeyExpiredError: the key has expired.
+            ConflictError: somebody else changed the key at the same moment.
+            ValidationError: an overlap or secret that is not allowed.
+        """
+        check_overlap(overlap_seconds)
+        record = await self._record(key_id, realm)
+        now = self._now()
+        if record.kind == "bearer":
+            if secret is not None:
+                raise ValidationError("secret: a bearer key's token is minted, leave it out")
+            shown = mint_token(record.prefix, record.key_id)
+        else:
+            shown = mint_secret(record.prefix) if secret is None else check_secret(secret)
+        number = record.version + 1
+        new = seal_record(self.box, key_id, number, shown, record.kind, now)
+        rotated = lifecycle.rotate(record, new, overlap_seconds, now)
+        detail = {"version": number, "overlap_seconds": overlap_seconds}
+        event = self._event(record, "rotated", by, detail)
+        answer = self._shown(rotated, shown)
+        await self._write([Change(rotated, record.revision, [event])], receipt and receipt(answer))
+        return answer
+
+    async def revoke_key(
+        self,
+        key_id: str,
+        reason: str | None = None,
+        at: Any = None,
+        *,
+        realm: str = KEY_REALM,
+        by: Origin = LIBRARY,
+    ) -> bool:
+        """End a key for good: now, or at an instant to come.
+
+        Args:
+            reason: for the record and the audit log.
+            at: RFC 3339 text, an aware datetime or Unix seconds.
+
+        Returns:
+            ``True``: the key is revoked, or will be at ``at``; also when it was before.
+
+        Raises:
+            KeyNotFoundError: no such key.
+        """
+        reason = check_text("reason", reason, 256)
+        instant = check_instant("at", at)
+        await self._change(key_id, realm, self._revocation(reason, instant, by))
+        return True
+
+    def _revocation(
+        self, reason: str | None, at: int | None, by: Origin
+    ) -> Callable[[ApiKey, int], Change | None]:
+        def step(record: ApiKey, now: int) -> Change | None:
+            revoked = lifecycle.revoke(record, reason, now if at is None else max(at, now), now)
+            if revoked is record:
+                return None
+            scheduled = not revoked.revoked
+            verb = "revocation_scheduled" if scheduled else "revoked"
+            detail = {"at": rfc3339(revoked.revoked_at or now)} if scheduled else {}
+            event = self._event(record, verb, by, detail, reason=reason)
+            return Change(revoked, record.revision, [event])
+
+        return step
+
+    async def revoke_keys(
+        self,
+        *,
+        reason: str | None = None,
+        dry_run: bool = False,
+        realm: str = KEY_REALM,
+        by: Origin = LIBRARY,
+        **filters: Any,
+    ) -> dict[str, Any]:
+        """Revoke every key that fits all filters.
+
+        Args:
+            dry_run: only say which keys it would be.
+            **filters: ``created_before``, ``owner``, ``environment``, ``kind``, ``prefix``,
+                ``state``; at least one.
+
+        Returns:
+            ``dry_run``, ``matched``, ``revoked`` and the first thousand ``key_ids``.
+
+        Raises:
+            ValidationError: no filter, or one that is not allowed.
+        """
+        reason = check_text("reason", reason, 256)
+        if not any(value is not None for value in filters.values()):
+            raise ValidationError("filter: name at least one, all keys at once are never meant")
+        query = key_query(filters, realm=realm, cursor=None, limit=_CHUNK, now=self._now())
+        step = self._revocation(reason, None, by)
+        matched = revoked = 0
+        shown: list[str] = []
+        while True:
+            page = await self.store.find(query)
+            for record in page.items:
+                if record.revoked:
+                    continue
+                matched += 1
+                shown.append(record.key_id) if len(shown) < _IDS_SHOWN else None
+            if not dry_run:
+                revoked += await self._revoke_all(page.items, step, realm)
+            if page.next_cursor is None:
+                return {
+                    "dry_run": dry_run, "matched": matched, "revoked": revoked, "key_ids": shown,
+                }  # fmt: skip
+            query = replace(query, after=page.next_cursor)
+
+    async def _revoke_all(
+        self, records: list[ApiKey], step: Callable[[ApiKey, int], Change | None], realm: str
+    ) -> int:
+        """One transaction for all; key by key where somebody was faster."""
+        now = self._now()
+        changes = [change for record in records if (change := step(record, now))]
+        try:
+            if changes:
+                await self._write(changes)
+        except ConflictError:
+            for change in changes:
+                await self._change(change.record.key_id, realm, step)
+        return len(changes)
+
+    async def delete_key(
+        self, key_id: str, *, realm: str = KEY_REALM, by: Origin = LIBRARY
+    ) -> bool:
+        """Erase a key and its secrets. A tombstone keeps the id from ever coming back.
+
+        Raises:
+            KeyNotFoundError: no such key.
+        """
+
+        def step(record: ApiKey, now: int) -> Change:
+            event = self._event(record, "deleted", by, {})
+            return Change(lifecycle.delete(record, now), record.revision, [event])
+
+        await self._change(key_id, realm, step)
+        return True
+
+    async def sweep(self, limit: int = _CHUNK) -> int:
+        """Write down what has ended by the clock; returns how many keys that was."""
+        now = self._now()
+        due = await self.store.ending(now, limit)
+        changes = [change for record in due if (change := lifecycle.settle(record, now))]
+        done = 0
+        for change in changes:
+            try:
+                await self._write([change])
+                done += 1
+            except ConflictError:
+                continue  # changed meanwhile: the next sweep looks again
+        return done
+
+    def _now(self) -> int:
+        return int(self.clock() * MICROSECONDS)
+
+    async def _write(
+        self, changes: Sequence[Change], receipt: Receipt | None = None
+    ) -> list[ApiKey]:
+        # What was validated before the change stands before it in the log.
+        await self.recorder.flush(self.clock())
+        try:
+            return await self.store.apply(changes, self.box.record_mac, receipt)
+        finally:
+            # Also after a failure: nobody knows whether it was written.
+            self.records.changed([change.record.key_id for change in changes])
+
+    async def _record(self, key_id: str, realm: str) -> ApiKey:
+        check_key_id(key_id)
+        (record,) = await self.store.load([key_id])
+        return lifecycle.require_found(record, realm)
+
+    async def _change(
+        self, key_id: str, realm: str, step: Callable[[ApiKey, int], Change | None]
+    ) -> ApiKey:
+        """Read, step, write; again when somebody else was faster."""
+        tries = _TRIES
+        while True:
+            record = await self._record(key_id, realm)
+            change = step(record, self._now())
+            if change is None:
+                return record
+            tries -= 1
+            try:
+                return (await self._write([change]))[0]
+            except ConflictError:
+                if not tries:
+                    raise
+
+    def _event(
+        self,
+        record: ApiKey,
+        verb: str,
+        by: Origin,
+        detail: dict[str, Any],
+        reason: str | None = None,
+    ) -> AuditEvent:
+        action = lifecycle.event_action(record, verb)
+        return AuditEvent(
+            self._now(), action, record.key_id, by.actor, reason, by.ip, by.request_id, detail
+        )
+
+    def _public(self, record: ApiKey) -> dict[str, Any]:
+        use = self.recorder.last_use(record.key_id)
+        if use is not None:
+            record = replace(record, last_used_at=use.at)
+        return record.to_dict(self._now())
+
+    def _shown(self, record: ApiKey, secret: str) -> dict[str, Any]:
+        field = "secret" if record.kind == "signed" else "token"
+        return {**self._public(record), field: secret}

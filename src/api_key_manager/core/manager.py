@@ -1,0 +1,304 @@
+"""The use cases: create, find, change, rotate, revoke, delete and validate keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from api_key_manager.core.exceptions import ConfigurationError
+from api_key_manager.core.keeping import LIBRARY, KeyLifeCycle, Origin
+from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
+from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
+from api_key_manager.core.models import KEY_REALM, AuditQuery, Verdict
+from api_key_manager.core.policy import Presented, present
+from api_key_manager.core.ports import EmbeddedStore, KeyStore, NonceStore, SecretBox
+from api_key_manager.core.recorder import Recorder
+from api_key_manager.core.records import RecordCache, Records
+from api_key_manager.core.tokens import check_prefix
+from api_key_manager.core.validator import AsyncAPIKeyValidator
+from api_key_manager.core.verifier import Verifier
+
+__all__ = ["KeyManager"]
+
+
+class KeyManager(KeyLifeCycle):
+    """Issues, validates, rotates and revokes keys.
+
+    Without a store, keys live in memory. With one, each verdict is in the audit log before it is
+    given; :func:`api_key_manager.open_manager` adds caching and batched writes on top.
+
+    Args:
+        validator: lends its window, clock skew, static switch and clock.
+        store: where keys live.
+        box: seals their secrets; needed with every store but the memory one.
+        nonces: where used nonces are held; without one no nonce is accepted by other stores.
+        prefix: of minted secrets and tokens.
+        nonce_window_seconds: how old a timestamp with a nonce may be.
+        cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
+        recorder: the audit queue; made by :mod:`api_key_manager.wiring` as well.
+
+    Raises:
+        ConfigurationError: a store without a box.
+    """
+
+    def __init__(
+        self,
+        validator: AsyncAPIKeyValidator | None = None,
+        *,
+        store: KeyStore | None = None,
+        box: SecretBox | None = None,
+        nonces: NonceStore | None = None,
+        prefix: str = "akm",
+        nonce_window_seconds: int = 300,
+        cache: RecordCache | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.validator = validator or AsyncAPIKeyValidator()
+        self.clock = self.validator.clock
+        in_memory = store is None or isinstance(store, MemoryStore)
+        if box is None and not in_memory:
+            raise ConfigurationError("box: a store that outlives the process needs a secret box")
+        self.store = store or MemoryStore()
+        self.box = box or MemoryBox()
+        self.prefix = check_prefix(prefix)
+        self.cache = cache or RecordCache(100_000, 300, owned=in_memory)
+        self.records = Records(self.store, self.box, self.cache)
+        self.recorder = recorder or Recorder(self.store)
+        # Nobody flushes in the background unless the caller brought the recorder.
+        self._flush_when_full = recorder is None and in_memory
+        self._verifier = Verifier(
+            store=self.store,
+            records=self.records,
+            nonces=nonces or MemoryNonceStore(self.clock()),
+            recorder=self.recorder,
+            rules=replace(self.validator.rules, nonce_window=nonce_window_seconds),
+            write=self._write,
+            write_through=recorder is None and not in_memory,
+        )
+
+    # Validation
+
+    def verify_now(self, presented: Presented | None, now: float) -> Verdict | None:
+        """The verdict, if no I/O is needed for it.
+
+        Args:
+            presented: what :func:`~api_key_manager.core.policy.present` made of the values;
+                ``None`` for malformed ones.
+            now: Unix seconds.
+
+        Returns:
+            ``None`` when I/O is needed; then nothing was claimed, counted or recorded.
+        """
+        verdict = self._verifier.verify_now(presented, now)
+        if verdict is None and self._flush_when_full and self.recorder.full:
+            self._flush_now()
+        return verdict
+
+    async def verify(
+        self,
+        key_id: str | None = None,
+        signature: str | None = None,
+        timestamp: int | None = None,
+        nonce: str | None = None,
+        *,
+        token: str | None = None,
+        ip: str | None = None,
+        permissions: str | Sequence[str] | None = None,
+        realm: str = KEY_REALM,
+        by: Origin = LIBRARY,
+    ) -> Verdict:
+        """Judge one credential: ``key_id`` and ``signature``, or ``token``.
+
+        Args:
+            timestamp: Unix seconds, as signed.
+            nonce: 16 to 128 of ``A-Z a-z 0-9 _ -``, accepted once.
+            ip: the caller's address.
+            permissions: an expression, or a list that is needed whole.
+
+        Returns:
+            A verdict, also for unusable input; this never raises for a refusal.
+        """
+        presented = present(
+            key_id, signature, timestamp, nonce, token=token, ip=ip, permissions=permissions,
+            realm=realm, request_id=by.request_id, actor=by.actor,
+        )  # fmt: skip
+        return await self.verify_presented(presented)
+
+    async def verify_presented(self, presented: Presented | None) -> Verdict:
+        """Judge what :func:`~api_key_manager.core.policy.present` read."""
+        now = self.clock()
+        verdict = self.verify_now(presented, now)
+        if verdict is None:
+            verdict = (await self._verifier.verify([presented], now))[0]
+        return verdict
+
+    async def verify_batch(self, batch: Sequence[Presented | None]) -> list[Verdict]:
+        """Judge many in order; the store is asked once for all that is not cached."""
+        now = self.clock()
+        verdicts = [self.verify_now(presented, now) for presented in batch]
+        missing = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        if missing:
+            late = await self._verifier.verify([batch[i] for i in missing], now)
+            for i, verdict in zip(missing, late, strict=True):
+                verdicts[i] = verdict
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    async def validate_key(
+        self,
+        key_id: str,
+        signature: str,
+        timestamp: int | None = None,
+        nonce: str | None = None,
+    ) -> Literal[True]:
+        """``True``, or the exception of the verdict's reason.
+
+        Raises:
+            ValidationError, KeyNotFoundError, InvalidSignatureError, KeyRevokedError,
+            KeyExpiredError, PermissionDeniedError, RateLimitExceededError, StorageError
+        """
+        presented = present(key_id, signature, timestamp, nonce, actor="library")
+        verdict = await self.verify_presented(presented)
+        if verdict:
+            return True
+        raise verdict.error()
+
+    async def batch_validate(self, validations: Sequence[Any]) -> list[dict[str, Any]]:
+        """Judge many: dicts with ``key_id`` (or ``key``) and ``signature``, or ``token``.
+
+        Returns:
+            Per item, in order, ``key_id``, ``valid`` and ``reason``. A bad item is ``malformed``.
+        """
+        batch = [_present_item(item) for item in validations]
+        verdicts = await self.verify_batch(batch)
+        return [
+            {"key_id": verdict.key_id, "valid": verdict.valid, "reason": str(verdict.reason)}
+            for verdict in verdicts
+        ]
+
+    # Looking
+
+    async def get_key(self, key_id: str, *, realm: str = KEY_REALM) -> dict[str, Any]:
+        """One key, its secret redacted.
+
+        Raises:
+            KeyNotFoundError: no such key.
+        """
+        return self._public(await self._record(key_id, realm))
+
+    async def key_versions(self, key_id: str, *, realm: str = KEY_REALM) -> list[dict[str, Any]]:
+        """Every version that ever was, newest first, without secrets.
+
+        Raises:
+            KeyNotFoundError: no such key.
+        """
+        await self._record(key_id, realm)
+        return [version.to_dict() for version in await self.store.versions(key_id)]
+
+    async def find_keys(
+        self, *, limit: int = 100, cursor: str | None = None, realm: str = KEY_REALM, **filters: Any
+    ) -> dict[str, Any]:
+        """A page of keys in the order of their ids.
+
+        Args:
+            limit: 1 to 1000.
+            cursor: ``next_cursor`` of the page before.
+            **filters: ``state`` (``active``, ``disabled``, ``expired``, ``revoked``), ``kind``,
+                ``owner``, ``environment``, ``prefix``, ``created_before``.
+
+        Returns:
+            ``items`` and ``next_cursor`` (``None`` on the last page).
+
+        Raises:
+            ValidationError: a filter, limit or cursor that is not allowed.
+        """
+        query = key_query(filters, realm=realm, cursor=cursor, limit=limit, now=self._now())
+        page = await self.store.find(query)
+        items = [self._public(record) for record in page.items]
+        return {"items": items, "next_cursor": write_cursor(page.next_cursor)}
+
+    async def find_audit(
+        self, *, limit: int = 100, cursor: str | None = None, **filters: Any
+    ) -> dict[str, Any]:
+        """A page of audit events, newest first.
+
+        Args:
+            limit: 1 to 1000.
+            cursor: ``next_cursor`` of the page before.
+            **filters: ``key_id``, ``action``, ``since``, ``until``, ``ascending``.
+
+        Raises:
+            ValidationError: a filter, limit or cursor that is not allowed.
+            StorageError: the log cannot be read.
+        """
+        query = audit_query(filters, cursor=cursor, limit=limit)
+        await self.recorder.flush(self.clock())
+        page = await self.store.find_audit(query)
+        items = [event.to_dict() for event in page.items]
+        return {"items": items, "next_cursor": write_cursor(page.next_cursor)}
+
+    def list_keys(self, active_only: bool = True) -> list[dict[str, Any]]:
+        """Every key, or every active one, by a plain call.
+
+        Raises:
+            ConfigurationError: the store is on a network; await :meth:`find_keys` there.
+        """
+        store = self._embedded("find_keys")
+        query = key_query(
+            {"state": "active"} if active_only else {},
+            realm=KEY_REALM, cursor=None, limit=PAGE_LIMIT, now=self._now(),
+        )  # fmt: skip
+        found: list[dict[str, Any]] = []
+        while True:
+            page = store.find_now(query)
+            found.extend(self._public(record) for record in page.items)
+            if page.next_cursor is None:
+                return found
+            query = replace(query, after=page.next_cursor)
+
+    def get_audit_log(self) -> list[dict[str, Any]]:
+        """Every audit event, oldest first, with all that happened before this call.
+
+        Raises:
+            ConfigurationError: the store is on a network; await :meth:`find_audit` there.
+            StorageError: the log cannot be written or read.
+        """
+        store = self._embedded("find_audit")
+        self.recorder.flush_now(store, self.clock())
+        query = AuditQuery(ascending=True, limit=PAGE_LIMIT)
+        found: list[dict[str, Any]] = []
+        while True:
+            page = store.find_audit_now(query)
+            found.extend(event.to_dict() for event in page.items)
+            if page.next_cursor is None:
+                return found
+            query = replace(query, after=int(page.next_cursor))
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counters of this process: the record cache and the audit queue."""
+        return {"cache": self.cache.map.stats(), "audit_queue": self.recorder.depth}
+
+    # Inside
+
+    def _embedded(self, instead: str) -> EmbeddedStore:
+        if isinstance(self.store, EmbeddedStore):
+            return self.store
+        raise ConfigurationError(f"this store is on a network: await {instead}(...) instead")
+
+    def _flush_now(self) -> None:
+        if isinstance(self.store, EmbeddedStore):
+            self.recorder.flush_now(self.store, self.clock())
+
+
+def _present_item(item: Any) -> Presented | None:
+    if not isinstance(item, Mapping):
+        return None
+    known = {"key_id", "key", "signature", "timestamp", "nonce", "token", "ip", "permissions"}
+    if not item.keys() <= known:
+        return None
+    key_id = item.get("key_id", item.get("key"))
+    return present(
+        key_id, item.get("signature"), item.get("timestamp"), item.get("nonce"),
+        token=item.get("token"), ip=item.get("ip"), permissions=item.get("permissions"),
+        actor="library",
+    )  # fmt: skip

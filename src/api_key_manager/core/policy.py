@@ -1,0 +1,284 @@
+"""The judge: what a credential is worth, decided without I/O, clock or framework.
+
+Rules, in this order; the first that fails names the reason:
+
+1.  malformed: the presented values can be what they claim to be (:func:`present`);
+2.  found: there is such a key, in the asked realm;
+3.  MAC or digest, over every version that has not ended;
+4.  revoked, 5. disabled, 6. expired;
+7.  scheme: at least the key's ``min_scheme``, ``static`` only where allowed;
+8.  window: ``-skew <= age <= window + skew``;
+9.  the caller's address, 10. permissions.
+
+Nonce, rate limits and quotas are effects: they come after, and belong to the caller of
+:func:`judge`. An unknown key is judged against a decoy, so that it costs the same MAC work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from api_key_manager.core.addresses import Address, Network, allowed, networks, parse_address
+from api_key_manager.core.exceptions import Reason, ValidationError
+from api_key_manager.core.models import (
+    KEY_REALM,
+    MICROSECONDS,
+    MIN_SCHEMES,
+    ApiKey,
+    Scheme,
+    Verdict,
+)
+from api_key_manager.core.permissions import Expression, compile_expression
+from api_key_manager.core.signing import (
+    MacState,
+    is_nonce,
+    is_timestamp,
+    matches,
+    parse_signature,
+    static_message,
+    timestamped_message,
+)
+from api_key_manager.core.tokens import is_key_id, parse_token
+
+__all__ = ["OpenKey", "OpenVersion", "Presented", "Rules", "judge", "present", "window_reason"]
+
+_FOREVER = float("inf")
+_STRENGTH = {name: i for i, name in enumerate(MIN_SCHEMES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The deployment's part of the policy, all in seconds."""
+
+    window: int = 360 * 60
+    skew: int = 60
+    nonce_window: int = 300
+    allow_static: bool = True
+
+
+class Presented(NamedTuple):
+    """One well-formed credential and its circumstances."""
+
+    key_id: str
+    signature: bytes | None = None
+    timestamp: int | None = None
+    nonce: str | None = None
+    token: bytes | None = None
+    prefix: str | None = None
+    address: Address | None = None
+    wanted: Expression | None = None
+    realm: str = KEY_REALM
+    # For the audit log only.
+    ip: str | None = None
+    request_id: str | None = None
+    tags: tuple[str, ...] = ()
+    actor: str | None = None
+
+
+def present(
+    key_id: Any = None,
+    signature: Any = None,
+    timestamp: Any = None,
+    nonce: Any = None,
+    *,
+    token: Any = None,
+    ip: str | None = None,
+    permissions: Any = None,
+    realm: str = KEY_REALM,
+    request_id: str | None = None,
+    tags: tuple[str, ...] = (),
+    actor: str | None = None,
+) -> Presented | None:
+    """Read what a caller presents; ``None`` when it is malformed.
+
+    Args:
+        key_id, signature: of a signed request, with ``timestamp`` (Unix seconds) and ``nonce``.
+        token: a bearer token, instead of all four.
+        ip: the caller's address, as text.
+        permissions: an expression or a list, see :mod:`api_key_manager.core.permissions`.
+        realm: whose keys are meant.
+        request_id, tags, actor: for the audit log; ``actor`` is who asks on the caller's behalf.
+    """
+    address = wanted = None
+    if ip is not None:
+        address = parse_address(ip) if type(ip) is str and len(ip) <= 45 else None
+        if address is None:
+            return None
+    if permissions is not None:
+        try:
+            wanted = compile_expression(permissions)
+        except ValidationError:
+            return None
+    if token is not None:
+        if key_id is not None or signature is not None or timestamp is not None or nonce:
+            return None
+        parsed = parse_token(token)
+        if parsed is None:
+            return None
+        return Presented(
+            parsed.key_id, None, None, None, token.encode("ascii"), parsed.prefix,
+            address, wanted, realm, ip, request_id, tags, actor,
+        )  # fmt: skip
+    mac = parse_signature(signature)
+    if mac is None or type(key_id) is not str or not is_key_id(key_id):
+        return None
+    if timestamp is not None:
+        if not is_timestamp(timestamp):
+            return None
+        if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
+            return None
+    elif nonce is not None:
+        return None
+    return Presented(
+        key_id, mac, timestamp, nonce, None, None,
+        address, wanted, realm, ip, request_id, tags, actor,
+    )  # fmt: skip
+
+
+class OpenVersion(NamedTuple):
+    """One version ready to be checked: its own MAC state, or the pepper's and the digest."""
+
+    version: int
+    created_at: int
+    ends_at: float
+    state: MacState
+    digest: bytes | None
+
+
+class OpenKey:
+    """A key whose secrets are ready to be used. Lives in memory only; its ``repr`` shows none."""
+
+    __slots__ = ("_valid", "address_rules", "decoy", "next_end", "record", "strength", "versions")
+
+    def __init__(
+        self, record: ApiKey, versions: tuple[OpenVersion, ...], *, decoy: bool = False
+    ) -> None:
+        self.record = record
+        self.versions = versions
+        self.decoy = decoy
+        self.address_rules: tuple[Network, ...] = networks(record.ip_allowlist)
+        self.strength = _STRENGTH[record.min_scheme]
+        end = record.next_end
+        self.next_end: float = _FOREVER if end is None else end / MICROSECONDS
+        self._valid: dict[tuple[int, Scheme], Verdict] = {}
+
+    def __repr__(self) -> str:
+        return f"OpenKey({self.record.key_id!r})"
+
+    def accepted(self, version: int, scheme: Scheme) -> Verdict:
+        """The one verdict of every acceptance of this record by this version and scheme."""
+        verdict = self._valid.get((version, scheme))
+        if verdict is None:
+            verdict = Verdict(
+                Reason.VALID, self.record.key_id, self.record, version, scheme, cached=True
+            )
+            self._valid[version, scheme] = verdict
+        return verdict
+
+
+def window_reason(timestamp: int, now: float, window: float, skew: float) -> Reason | None:
+    """Why a timestamp is refused at ``now`` (both Unix seconds), or ``None``."""
+    age = now - timestamp
+    if age > window + skew:
+        return Reason.STALE_TIMESTAMP
+    if age < -skew:
+        return Reason.FUTURE_TIMESTAMP
+    return None
+
+
+def judge(key: OpenKey, presented: Presented, now: float, rules: Rules) -> Verdict:
+    """Decide rules 2 to 10 for a well-formed credential.
+
+    Args:
+        key: the key that was found, or a decoy of the same kind as the credential.
+        presented: what :func:`present` made of the caller's values.
+        now: Unix seconds.
+        rules: the deployment's windows.
+
+    Returns:
+        The verdict; ``cached`` as if no I/O had been needed.
+    """
+    record = key.record
+    if presented.token is None:
+        version, scheme = _match_signature(key, presented, now)
+    else:
+        version, scheme = _match_token(key, presented, now)
+    if (record.kind == "bearer") is (presented.token is None):
+        version = 0
+    if key.decoy or record.realm != presented.realm:
+        return Verdict(Reason.NOT_FOUND, presented.key_id, cached=True)
+    if version == 0:
+        return Verdict(Reason.BAD_SIGNATURE, presented.key_id, cached=True)
+    reason = _refusal(key, presented, scheme, now, rules)
+    if reason is None:
+        return key.accepted(version, scheme)
+    return Verdict(reason, record.key_id, record, version, scheme, cached=True)
+
+
+def _match_signature(key: OpenKey, presented: Presented, now: float) -> tuple[int, Scheme]:
+    """The version and scheme that made the signature, ``(0, …)`` when none did."""
+    given = presented.signature
+    if given is None:
+        return 0, "static"
+    timestamp, nonce = presented.timestamp, presented.nonce
+    if timestamp is not None:
+        message = timestamped_message(presented.key_id, timestamp, nonce)
+        for version in key.versions:
+            if now < version.ends_at and matches(version.state.digest(message), given):
+                return version.version, "timestamped"
+        if nonce is not None:
+            return 0, "timestamped"
+    message = static_message(presented.key_id)
+    for version in key.versions:
+        if now < version.ends_at and matches(version.state.digest(message), given):
+            return version.version, "static"
+    return 0, "static"
+
+
+def _match_token(key: OpenKey, presented: Presented, now: float) -> tuple[int, Scheme]:
+    given = presented.token or b""
+    for version in key.versions:
+        if (
+            now < version.ends_at
+            and matches(version.state.digest(given), version.digest or b"")
+            and presented.prefix == key.record.prefix
+        ):
+            return version.version, "bearer"
+    return 0, "bearer"
+
+
+def _refusal(
+    key: OpenKey, presented: Presented, scheme: Scheme, now: float, rules: Rules
+) -> Reason | None:
+    record = key.record
+    micros = now * MICROSECONDS
+    if record.revoked or (record.revoked_at is not None and micros >= record.revoked_at):
+        return Reason.REVOKED
+    if record.disabled:
+        return Reason.DISABLED
+    if record.expired or (record.expires_at is not None and micros >= record.expires_at):
+        return Reason.EXPIRED
+    if scheme != "bearer":
+        reason = _weak_or_outside(key, presented, scheme, now, rules)
+        if reason is not None:
+            return reason
+    if key.address_rules and not allowed(presented.address, key.address_rules):
+        return Reason.IP_DENIED
+    if presented.wanted is not None and not presented.wanted(record.permissions):
+        return Reason.FORBIDDEN
+    return None
+
+
+def _weak_or_outside(
+    key: OpenKey, presented: Presented, scheme: Scheme, now: float, rules: Rules
+) -> Reason | None:
+    if scheme == "static":
+        if key.strength > 0 or not rules.allow_static:
+            return Reason.WEAK_SCHEME
+    elif key.strength > (1 if presented.nonce is None else 2):
+        return Reason.WEAK_SCHEME
+    if presented.timestamp is None:
+        return None
+    window = rules.window if presented.nonce is None else rules.nonce_window
+    return window_reason(presented.timestamp, now, window, rules.skew)

@@ -1,0 +1,185 @@
+"""What the core asks of the world. Each protocol has at least two implementations.
+
+Implementations raise ``StorageError`` when they cannot answer, ``ConflictError`` and
+``KeyExistsError`` when a change came too late, and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from api_key_manager.core.models import (
+    ApiKey,
+    AuditEvent,
+    AuditQuery,
+    Change,
+    KeyQuery,
+    KeyVersion,
+    Page,
+    Use,
+)
+from api_key_manager.core.signing import MacState
+
+__all__ = [
+    "BEGUN_SECONDS",
+    "Begun",
+    "Claim",
+    "ClaimResult",
+    "EmbeddedStore",
+    "IdempotencyStore",
+    "KeyStore",
+    "NonceStore",
+    "Receipt",
+    "Seal",
+    "SecretBox",
+]
+
+BEGUN_SECONDS = 60
+
+Seal = Callable[[ApiKey], bytes]
+"""Makes the record MAC, once the store has given the record its revision."""
+
+
+class Receipt(NamedTuple):
+    """A sealed answer, kept so that a retry of the same request gets it again."""
+
+    scope: str
+    key: str
+    answer: bytes
+    expires_at: int
+    """In microseconds, like every instant of the store."""
+
+
+class KeyStore(Protocol):
+    """Keys with their live versions, the revision, the change feed and the audit log."""
+
+    async def load(self, key_ids: Sequence[str]) -> list[ApiKey | None]:
+        """The records as stored, in order; ``None`` for an unknown or deleted id."""
+        ...
+
+    async def apply(
+        self, changes: Sequence[Change], seal: Seal, receipt: Receipt | None = None
+    ) -> list[ApiKey]:
+        """Make all changes in one transaction, or none, durable before it returns.
+
+        Each record gets the next revision, its MAC, a row of the change feed and its events.
+        The receipt of a begun request is written with them.
+
+        Raises:
+            KeyExistsError: a new id is taken, also by a deleted key.
+            ConflictError: a record's revision is not the expected one.
+        """
+        ...
+
+    async def find(self, query: KeyQuery) -> Page[ApiKey]:
+        """Keys in the order of their ids. Deleted ones never show."""
+        ...
+
+    async def versions(self, key_id: str) -> list[KeyVersion]:
+        """Every version of a key that ever was, newest first, without secrets."""
+        ...
+
+    async def ending(self, before: int, limit: int) -> list[ApiKey]:
+        """Keys with an end at or before ``before`` (µs) that is not yet made permanent."""
+        ...
+
+    async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
+        """Append events and note last uses. Bumps no revision."""
+        ...
+
+    async def find_audit(self, query: AuditQuery) -> Page[AuditEvent]:
+        """Events by index."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of everything."""
+        ...
+
+
+@runtime_checkable
+class EmbeddedStore(KeyStore, Protocol):
+    """A store in this process, which can also answer plain calls."""
+
+    def find_now(self, query: KeyQuery) -> Page[ApiKey]: ...
+
+    def record_now(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None: ...
+
+    def find_audit_now(self, query: AuditQuery) -> Page[AuditEvent]: ...
+
+
+class Begun(NamedTuple):
+    """What is known of a request by its idempotency key."""
+
+    state: Literal["new", "in_progress", "mismatch", "answered"]
+    answer: bytes | None = None
+
+
+class IdempotencyStore(Protocol):
+    """Requests that may be sent again.
+
+    A begun request that has no receipt after :data:`BEGUN_SECONDS` has changed nothing, since
+    receipt and change commit together: it may be begun anew.
+    """
+
+    async def begin(self, scope: str, key: str, fingerprint: bytes, now: int) -> Begun:
+        """Begin, or say what became of it. ``mismatch``: another request had this key. ``now``
+        in microseconds."""
+        ...
+
+    async def abandon(self, scope: str, key: str) -> None:
+        """Forget a begun request that changed nothing."""
+        ...
+
+
+class Claim(NamedTuple):
+    """A nonce that shall be taken. Instants in Unix seconds."""
+
+    key_id: str
+    nonce: str
+    timestamp: int
+    expires_at: int
+    key_since: float
+    """When the key version was made: no claim of it can be older."""
+
+
+class ClaimResult(Enum):
+    """``TAKEN``: now this caller's. ``REPLAYED``: it was somebody's. ``REFUSED``: cannot tell
+    (claims may have been lost), or this key holds too many."""
+
+    TAKEN = "taken"
+    REPLAYED = "replayed"
+    REFUSED = "refused"
+
+
+class NonceStore(Protocol):
+    """Nonces that were used, each held until it can no longer be presented."""
+
+    async def claim(self, claims: Sequence[Claim], now: float, skew: int) -> list[ClaimResult]:
+        """Take each nonce that is free, durably before it returns; results in order."""
+        ...
+
+
+class SecretBox(Protocol):
+    """Seals what is kept, opens it again, and knows the keys that nobody else sees."""
+
+    def seal(self, purpose: str, name: str, version: int, plaintext: bytes) -> bytes:
+        """Encrypt, bound to what it is and whose: it opens under the same three only."""
+        ...
+
+    def open(self, purpose: str, name: str, version: int, sealed: bytes) -> bytes:
+        """Raises ``EncryptionError`` when the bytes or what they are bound to were changed."""
+        ...
+
+    def digest(self, token: bytes) -> tuple[int, bytes]:
+        """The newest pepper's number, and the token's digest under it."""
+        ...
+
+    def pepper(self, number: int) -> MacState:
+        """Raises ``EncryptionError`` for a pepper that is not there."""
+        ...
+
+    def record_mac(self, record: ApiKey) -> bytes:
+        """The MAC over the record's security columns and revision."""
+        ...

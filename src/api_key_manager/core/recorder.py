@@ -1,0 +1,176 @@
+"""Notes what was validated and refused, off the hot path, and hands it to the store in batches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+from api_key_manager.core.addresses import vicinity
+from api_key_manager.core.exceptions import Reason
+from api_key_manager.core.models import ADMIN_REALM, MICROSECONDS, AuditEvent, Use, Verdict
+from api_key_manager.core.policy import Presented
+from api_key_manager.core.ports import EmbeddedStore, KeyStore
+
+__all__ = ["Recorder"]
+
+_UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
+_IDS_SHOWN = 8
+_USES_SECONDS = 5.0
+
+
+class _Folded:
+    """Refusals of one kind from one neighbourhood in one second: one event, an exact count."""
+
+    __slots__ = ("count", "event", "ids")
+
+    def __init__(self, event: AuditEvent) -> None:
+        self.event = event
+        self.count = 1
+        self.ids: dict[str | None, None] = {event.key_id: None}
+
+    def add(self, key_id: str | None) -> None:
+        self.count += 1
+        if len(self.ids) < _IDS_SHOWN:
+            self.ids[key_id] = None
+
+    def to_event(self) -> AuditEvent:
+        if len(self.ids) == 1:
+            return self.event._replace(times=self.count)
+        ids = [key_id for key_id in self.ids if key_id is not None]
+        return self.event._replace(key_id=None, detail={"key_ids": ids}, times=self.count)
+
+
+class Recorder:
+    """Queue between validation and the audit log.
+
+    Refusals of callers who proved nothing fold into one event per reason, key, neighbourhood and
+    second, so that a flood of garbage costs a constant; ids that do not exist count as one key.
+
+    Args:
+        store: where events and last uses go.
+        validations: ``all``, ``failures`` or ``none``.
+        capacity: how many events may wait; past that :attr:`full` is true.
+    """
+
+    def __init__(
+        self,
+        store: KeyStore,
+        *,
+        validations: Literal["all", "failures", "none"] = "all",
+        capacity: int = 20_000,
+    ) -> None:
+        self._store = store
+        self._all = validations == "all"
+        self._failures = validations != "none"
+        self._capacity = capacity
+        self._events: list[AuditEvent] = []
+        self._folded: dict[tuple[Any, ...], _Folded] = {}
+        self._used: dict[str, Use] = {}
+        self._uses_due = 0.0
+        self._flushing = asyncio.Lock()
+
+    @property
+    def depth(self) -> int:
+        """How many events wait to be written."""
+        return len(self._events) + len(self._folded)
+
+    @property
+    def full(self) -> bool:
+        return len(self._events) + len(self._folded) >= self._capacity
+
+    def note(self, presented: Presented | None, verdict: Verdict, now: float) -> None:
+        """Note one verdict. ``presented`` is ``None`` when nothing could be read."""
+        if verdict.reason is Reason.VALID and presented is not None:
+            self._note_valid(presented, verdict, now)
+        elif self._failures or (presented is not None and presented.realm == ADMIN_REALM):
+            self._note_refusal(presented, verdict, now)
+
+    def _note_valid(self, presented: Presented, verdict: Verdict, now: float) -> None:
+        at = int(now * MICROSECONDS)
+        key_id = presented.key_id
+        if verdict.scheme == "static":
+            self._used[key_id] = Use(at, at)
+        else:
+            known = self._used.get(key_id)
+            self._used[key_id] = Use(at, known.static_at if known else None)
+        # What an admin token is used for has events of its own.
+        if self._all and presented.realm != ADMIN_REALM:
+            detail: dict[str, Any] = {"scheme": verdict.scheme, "version": verdict.version}
+            if presented.tags:
+                detail["tags"] = presented.tags
+            self._events.append(
+                AuditEvent(
+                    at, "key_validated", key_id, presented.actor, "valid",
+                    presented.ip, presented.request_id, detail,
+                )
+            )  # fmt: skip
+
+    def _note_refusal(self, presented: Presented | None, verdict: Verdict, now: float) -> None:
+        key_id = ip = request_id = actor = None
+        detail: dict[str, Any] | None = None
+        action = "key_refused"
+        if presented is not None:
+            key_id, ip = presented.key_id, presented.ip
+            request_id, actor = presented.request_id, presented.actor
+            if presented.tags:
+                detail = {"tags": presented.tags}
+            if presented.realm == ADMIN_REALM:
+                action = "login_refused"
+        reason = verdict.reason
+        event = AuditEvent(
+            int(now * MICROSECONDS), action, key_id, actor, reason.value, ip, request_id, detail
+        )
+        if reason not in _UNAUTHENTICATED:
+            self._events.append(event)
+            return
+        known_id = key_id if reason is Reason.BAD_SIGNATURE else None
+        bucket = (action, reason, known_id, vicinity(ip), int(now))
+        folded = self._folded.get(bucket)
+        if folded is None:
+            self._folded[bucket] = _Folded(event)
+        else:
+            folded.add(key_id)
+
+    def last_use(self, key_id: str) -> Use | None:
+        """A use that may not have reached the store yet."""
+        return self._used.get(key_id)
+
+    async def flush(self, now: float, *, uses: bool = False) -> None:
+        """Write what waits. Last uses go every 5 s, or when ``uses`` is set.
+
+        Raises:
+            StorageError: nothing was written; the events wait for the next flush.
+        """
+        async with self._flushing:
+            events, used = self._take(now, uses)
+            if not (events or used):
+                return
+            try:
+                await self._store.record(events, used)
+            except BaseException:
+                self._give_back(events, used)
+                raise
+
+    def flush_now(self, store: EmbeddedStore, now: float) -> None:
+        """The same by a plain call; also waits for what a flush has under way."""
+        events, used = self._take(now, True)
+        try:
+            store.record_now(events, used)
+        except BaseException:
+            self._give_back(events, used)
+            raise
+
+    def _take(self, now: float, uses: bool) -> tuple[list[AuditEvent], dict[str, Use]]:
+        events, self._events = self._events, []
+        if self._folded:
+            events.extend(folded.to_event() for folded in self._folded.values())
+            self._folded = {}
+        used: dict[str, Use] = {}
+        if uses or now >= self._uses_due:
+            used, self._used = self._used, {}
+            self._uses_due = now + _USES_SECONDS
+        return events, used
+
+    def _give_back(self, events: list[AuditEvent], used: dict[str, Use]) -> None:
+        self._events[:0] = events
+        self._used = used | self._used

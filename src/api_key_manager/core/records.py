@@ -1,0 +1,206 @@
+"""Open records: fetched once, checked against their MAC, kept only while they are surely current.
+
+The cache may answer only while its lease runs. The store's owner prolongs the lease each time it
+has learnt of every change (:meth:`RecordCache.prolong`); a store that nobody else can change has
+one without end, a store that nobody watches has none, and is asked every time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+from api_key_manager.core.cache import BoundedTTLMap
+from api_key_manager.core.exceptions import EncryptionError, StorageError
+from api_key_manager.core.models import MICROSECONDS, ApiKey, KeyVersion, Kind
+from api_key_manager.core.policy import OpenKey, OpenVersion
+from api_key_manager.core.ports import KeyStore, SecretBox
+from api_key_manager.core.signing import MacState, matches
+from api_key_manager.core.tokens import mint_secret
+
+__all__ = ["RecordCache", "Records", "boot_clock", "open_record", "seal_record"]
+
+_log = logging.getLogger(__name__)
+_FOREVER = float("inf")
+_ATTEMPTS = 3
+
+
+def boot_clock() -> float:
+    """Seconds on a clock that never steps and, where there is one, counts suspension too."""
+    return time.clock_gettime(_BOOT_CLOCK)
+
+
+_BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 1))
+
+
+def open_record(record: ApiKey, box: SecretBox, *, decoy: bool = False) -> OpenKey:
+    """Check a stored record and make its secrets ready for use.
+
+    Raises:
+        EncryptionError: the record's MAC does not fit, or a secret cannot be opened.
+    """
+    if not matches(box.record_mac(record), record.mac):
+        raise EncryptionError(f"the stored record of key {record.key_id} was edited or damaged")
+    versions = tuple(_open_version(record, version, box) for version in record.versions)
+    return OpenKey(record, versions, decoy=decoy)
+
+
+def _open_version(record: ApiKey, version: KeyVersion, box: SecretBox) -> OpenVersion:
+    ends_at = _FOREVER if version.ends_at is None else version.ends_at / MICROSECONDS
+    if record.kind == "signed":
+        secret = box.open("secret", record.key_id, version.version, version.sealed or b"")
+        return OpenVersion(version.version, version.created_at, ends_at, MacState(secret), None)
+    pepper = box.pepper(version.pepper or 0)
+    return OpenVersion(version.version, version.created_at, ends_at, pepper, version.digest)
+
+
+def seal_record(
+    box: SecretBox, key_id: str, version: int, secret: str, kind: Kind, at: int
+) -> KeyVersion:
+    """A new version of a key: its secret sealed (signed) or digested (bearer)."""
+    if kind == "signed":
+        sealed = box.seal("secret", key_id, version, secret.encode())
+        return KeyVersion(version, at, sealed=sealed)
+    pepper, digest = box.digest(secret.encode())
+    return KeyVersion(version, at, digest=digest, pepper=pepper)
+
+
+Found = OpenKey | StorageError
+"""A key, or why it cannot be told."""
+
+
+class RecordCache:
+    """Open records by key id, answered only under a running lease."""
+
+    def __init__(self, max_entries: int, ttl_seconds: float, *, owned: bool) -> None:
+        self.map: BoundedTTLMap[str, OpenKey] = BoundedTTLMap(max_entries if ttl_seconds else 0)
+        self._ttl = ttl_seconds
+        self._lease = _FOREVER if owned else 0.0
+
+    def get(self, key_id: str) -> OpenKey | None:
+        now = boot_clock()
+        return self.map.get(key_id, now) if now < self._lease else None
+
+    def put(self, key: OpenKey) -> None:
+        now = boot_clock()
+        if now < self._lease:
+            self.map.put(key.record.key_id, key, now + self._ttl)
+
+    @property
+    def leased(self) -> bool:
+        return boot_clock() < self._lease
+
+    def prolong(self, until: float) -> None:
+        """Answer until this instant of the boot clock."""
+        self._lease = until
+
+
+class _Flight:
+    """One read under way, which others of the same key wait for."""
+
+    __slots__ = ("done", "outdated", "result")
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.result: Found | None = None
+        # Also until a result is there: whoever waits for a reader that gave up reads for itself.
+        self.outdated = True
+
+
+class Records:
+    """Where open records come from: the cache, else one read per key however many ask.
+
+    A record that a change overtook while it was being read is read again, so that an old one is
+    never kept over a newer one.
+    """
+
+    def __init__(self, store: KeyStore, box: SecretBox, cache: RecordCache) -> None:
+        self._store = store
+        self._box = box
+        self.cache = cache
+        self._flights: dict[str, _Flight] = {}
+        self._decoys: dict[Kind, ApiKey] = {
+            "signed": self._make_decoy("signed"),
+            "bearer": self._make_decoy("bearer"),
+        }
+
+    def _make_decoy(self, kind: Kind) -> ApiKey:
+        version = seal_record(self._box, "decoy", 1, mint_secret("akm"), kind, 0)
+        record = ApiKey("decoy", kind, 0, 0, (version,))
+        return ApiKey("decoy", kind, 0, 0, (version,), mac=self._box.record_mac(record))
+
+    def decoy(self, kind: Kind) -> OpenKey:
+        """Stands in for a key that is not there: opened anew, at the price of a real one."""
+        return open_record(self._decoys[kind], self._box, decoy=True)
+
+    def changed(self, key_ids: Iterable[str]) -> None:
+        """These keys changed: forget them, and whatever is being read of them."""
+        for key_id in key_ids:
+            self.cache.map.discard(key_id)
+            flight = self._flights.pop(key_id, None)
+            if flight is not None:
+                flight.outdated = True
+
+    def changed_all(self) -> None:
+        """Anything may have changed."""
+        self.cache.map.clear()
+        self.changed(list(self._flights))
+
+    async def read(self, key_ids: Sequence[str]) -> dict[str, Found | None]:
+        """Open records from the store: per id the key, ``None`` (unknown), or why it cannot be
+        told."""
+        results: dict[str, Found | None] = {}
+        mine = [key_id for key_id in key_ids if key_id not in self._flights]
+        flights = {key_id: self._flights[key_id] for key_id in key_ids if key_id in self._flights}
+        if mine:
+            results.update(await self._load(mine))
+        for key_id, flight in flights.items():
+            # wait() leaves the shared future alone when this caller is cancelled.
+            await asyncio.wait([flight.done])
+            if flight.outdated:
+                results.update(await self._load([key_id]))
+            else:
+                results[key_id] = flight.result
+        return results
+
+    async def _load(self, key_ids: list[str]) -> dict[str, Found | None]:
+        results: dict[str, Found | None] = {}
+        wanted = key_ids
+        for _ in range(_ATTEMPTS):
+            flights = {key_id: _Flight() for key_id in wanted}
+            self._flights.update(flights)
+            overtaken = []
+            try:
+                found = await self._fetch(wanted)
+            finally:
+                for key_id, flight in flights.items():
+                    if self._flights.get(key_id) is flight:
+                        del self._flights[key_id]
+                    else:
+                        overtaken.append(key_id)
+                    flight.done.set_result(None)
+            for key_id, result in found.items():
+                results[key_id] = flights[key_id].result = result
+                flights[key_id].outdated = key_id in overtaken
+            if not overtaken:
+                break
+            wanted = overtaken
+        return results
+
+    async def _fetch(self, key_ids: list[str]) -> dict[str, Found | None]:
+        try:
+            records = await self._store.load(key_ids)
+        except StorageError as error:
+            return dict.fromkeys(key_ids, error)
+        return dict(zip(key_ids, map(self._open, records), strict=True))
+
+    def _open(self, record: ApiKey | None) -> Found | None:
+        if record is None:
+            return None
+        try:
+            return open_record(record, self._box)
+        except EncryptionError as error:
+            _log.error("%s", error)
+            return StorageError(str(error))

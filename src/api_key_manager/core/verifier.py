@@ -1,0 +1,192 @@
+"""The path of a validation: downhill once, without I/O where none is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from api_key_manager.core.exceptions import (
+    APIKeyManagerException,
+    ConflictError,
+    Reason,
+    StorageError,
+)
+from api_key_manager.core.lifecycle import settle
+from api_key_manager.core.models import MICROSECONDS, ApiKey, Change, Verdict
+from api_key_manager.core.policy import OpenKey, Presented, Rules, judge
+from api_key_manager.core.ports import Claim, ClaimResult, KeyStore, NonceStore
+from api_key_manager.core.recorder import Recorder
+from api_key_manager.core.records import Found, Records
+
+__all__ = ["Verifier"]
+
+_log = logging.getLogger(__name__)
+_QUEUE_PATIENCE = 0.1
+_QUEUE_STEP = 0.005
+_MALFORMED = Verdict(Reason.MALFORMED, cached=True)
+
+Write = Callable[[Sequence[Change]], Awaitable[list[ApiKey]]]
+
+
+class Verifier:
+    """Judges credentials and records what became of them.
+
+    Args:
+        store, records, nonces, recorder, rules: see their modules.
+        write: makes a change and lets the caches know of it.
+        write_through: whether each verdict is in the store before it is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: KeyStore,
+        records: Records,
+        nonces: NonceStore,
+        recorder: Recorder,
+        rules: Rules,
+        write: Write,
+        write_through: bool,
+    ) -> None:
+        self._store = store
+        self._records = records
+        self._cached = records.cache.get
+        self._nonces = nonces
+        self._recorder = recorder
+        self._rules = rules
+        self._write = write
+        self._write_through = write_through
+
+    def verify_now(self, presented: Presented | None, now: float) -> Verdict | None:
+        """The verdict, if no I/O is needed for it.
+
+        ``None`` means that it needs I/O, and that nothing was claimed, counted or recorded.
+        """
+        if self._write_through or self._recorder.full:
+            return None
+        if presented is None:
+            self._recorder.note(None, _MALFORMED, now)
+            return _MALFORMED
+        key = self._cached(presented.key_id)
+        # Past an end that is not written down yet, the slow way writes it down first.
+        if key is None or presented.nonce is not None or now >= key.next_end:
+            return None
+        verdict = judge(key, presented, now, self._rules)
+        self._recorder.note(presented, verdict, now)
+        return verdict
+
+    async def verify(self, batch: Sequence[Presented | None], now: float) -> list[Verdict]:
+        """The verdict of each credential, in order, with whatever I/O that takes.
+
+        The store and the nonces are asked once for the whole batch, in no task of its own.
+        """
+        if not await self._room():
+            return [Verdict(Reason.UNAVAILABLE, p.key_id if p else None) for p in batch]
+        verdicts: list[Verdict] = [_MALFORMED] * len(batch)
+        fresh = {p.key_id: key for p in batch if p and (key := self._cached(p.key_id))}
+        cold = {p.key_id for p in batch if p} - fresh.keys()
+        keys: dict[str, Found | None] = {**fresh, **await self._records.read(sorted(cold))}
+        for key_id, found in keys.items():
+            if isinstance(found, OpenKey) and now >= found.next_end:
+                keys[key_id] = await self._settled(found, now)
+        for i, presented in enumerate(batch):
+            if presented is not None:
+                verdicts[i] = self._judge(presented, keys, presented.key_id in cold, now)
+        await self._claim(batch, verdicts, keys, now)
+        for presented, verdict in zip(batch, verdicts, strict=True):
+            self._recorder.note(presented, verdict, now)
+        if self._write_through:
+            verdicts = await self._written(verdicts, now)
+        return verdicts
+
+    async def _room(self) -> bool:
+        """Wait, a little, until the audit queue takes an event."""
+        waited = 0.0
+        while self._recorder.full:
+            if waited >= _QUEUE_PATIENCE:
+                return False
+            await asyncio.sleep(_QUEUE_STEP)
+            waited += _QUEUE_STEP
+        return True
+
+    def _judge(
+        self, presented: Presented, keys: dict[str, Found | None], cold: bool, now: float
+    ) -> Verdict:
+        found = keys[presented.key_id]
+        if isinstance(found, StorageError):
+            return Verdict(Reason.UNAVAILABLE, presented.key_id)
+        if found is None:
+            found = self._records.decoy("signed" if presented.token is None else "bearer")
+        verdict = judge(found, presented, now, self._rules)
+        if not cold:
+            return verdict
+        # Only a caller who proved the secret gets a place in the cache: knowing ids is not
+        # enough to push other keys out of it.
+        if verdict.key is not None:
+            self._records.cache.put(found)
+        return replace(verdict, cached=False)
+
+    async def _settled(self, key: OpenKey, now: float) -> Found | None:
+        """Make what has ended end for good, before anything is said about it."""
+        change = settle(key.record, int(now * MICROSECONDS))
+        key_id = key.record.key_id
+        if change is not None:
+            try:
+                await self._write([change])
+            except ConflictError:
+                pass  # somebody else wrote it, or something newer: read that
+            except APIKeyManagerException as error:
+                _log.warning("the end of key %s could not be written: %s", key_id, error)
+                return key  # judged by the clock, as it stands
+        return (await self._records.read([key_id]))[key_id]
+
+    async def _claim(
+        self,
+        batch: Sequence[Presented | None],
+        verdicts: list[Verdict],
+        keys: dict[str, Found | None],
+        now: float,
+    ) -> None:
+        """Take the nonces of what has passed everything else; put refusals into ``verdicts``."""
+        claims = {
+            i: self._claim_of(presented, keys[presented.key_id], verdict)
+            for i, (presented, verdict) in enumerate(zip(batch, verdicts, strict=True))
+            if presented is not None and presented.nonce is not None and verdict.valid
+        }
+        if not claims:
+            return
+        try:
+            results = await self._nonces.claim(list(claims.values()), now, self._rules.skew)
+        except StorageError as error:
+            _log.error("nonces cannot be claimed: %s", error)
+            results = [ClaimResult.REFUSED] * len(claims)
+        for i, result in zip(claims, results, strict=True):
+            if result is ClaimResult.REPLAYED:
+                verdicts[i] = replace(verdicts[i], reason=Reason.REPLAYED)
+            elif result is ClaimResult.REFUSED:
+                verdicts[i] = replace(verdicts[i], reason=Reason.UNAVAILABLE)
+
+    def _claim_of(self, presented: Presented, key: Found | None, verdict: Verdict) -> Claim:
+        timestamp, rules = presented.timestamp or 0, self._rules
+        made = next(
+            v.created_at
+            for v in (key.versions if isinstance(key, OpenKey) else ())
+            if v.version == verdict.version
+        )
+        return Claim(
+            presented.key_id,
+            presented.nonce or "",
+            timestamp,
+            timestamp + rules.nonce_window + 2 * rules.skew,
+            made / MICROSECONDS,
+        )
+
+    async def _written(self, verdicts: list[Verdict], now: float) -> list[Verdict]:
+        try:
+            await self._recorder.flush(now, uses=True)
+        except StorageError as error:
+            _log.error("the audit log cannot be written: %s", error)
+            return [Verdict(Reason.UNAVAILABLE, verdict.key_id) for verdict in verdicts]
+        return verdicts
