@@ -43,8 +43,8 @@ _TRIES = 5
 _CHUNK = 500
 _IDS_SHOWN = 1000
 
-ReceiptOf = Callable[[dict[str, Any]], Receipt]
-"""Makes the receipt of an answer, to be written in the same transaction as the change."""
+ReceiptOf = Callable[[dict[str, Any]], Receipt | None]
+"""Is shown an answer before its change is committed; its receipt is committed with the change."""
 
 
 class Origin(NamedTuple):
@@ -120,7 +120,8 @@ class KeyLifeCycle:
         record = ApiKey(key_id, kind, now, now, (version,), realm, prefix, **clean)
         event = self._event(record, "created", by, {"kind": kind, "version": 1})
         answer = self._shown(record, shown)
-        await self._write([Change(record, None, [event])], receipt and receipt(answer))
+        kept = receipt(answer) if receipt else None
+        await self._write([Change(record, None, [event])], kept)
         return answer
 
     async def update_key(
@@ -179,7 +180,9 @@ class KeyLifeCycle:
         detail = {"version": number, "overlap_seconds": overlap_seconds}
         event = self._event(record, "rotated", by, detail)
         answer = self._shown(rotated, shown)
-        await self._write([Change(rotated, record.revision, [event])], receipt and receipt(answer))
+        await self._write(
+            [Change(rotated, record.revision, [event])], receipt(answer) if receipt else None
+        )
         return answer
 
     async def revoke_key(

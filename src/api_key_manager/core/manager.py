@@ -37,6 +37,7 @@ class KeyManager(KeyLifeCycle):
         nonce_window_seconds: how old a timestamp with a nonce may be.
         cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
         recorder: the audit queue; made by :mod:`api_key_manager.wiring` as well.
+        background: whether somebody flushes the recorder; else this manager writes through.
 
     Raises:
         ConfigurationError: a store without a box.
@@ -53,20 +54,20 @@ class KeyManager(KeyLifeCycle):
         nonce_window_seconds: int = 300,
         cache: RecordCache | None = None,
         recorder: Recorder | None = None,
+        background: bool = False,
     ) -> None:
         self.validator = validator or AsyncAPIKeyValidator()
         self.clock = self.validator.clock
         in_memory = store is None or isinstance(store, MemoryStore)
         if box is None and not in_memory:
             raise ConfigurationError("box: a store that outlives the process needs a secret box")
-        self.store = store or MemoryStore()
-        self.box = box or MemoryBox()
+        self.store = store if store is not None else MemoryStore()
+        self.box = box if box is not None else MemoryBox()
         self.prefix = check_prefix(prefix)
-        self.cache = cache or RecordCache(100_000, 300, owned=in_memory)
+        self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=in_memory)
         self.records = Records(self.store, self.box, self.cache)
-        self.recorder = recorder or Recorder(self.store)
-        # Nobody flushes in the background unless the caller brought the recorder.
-        self._flush_when_full = recorder is None and in_memory
+        self.recorder = recorder if recorder is not None else Recorder(self.store)
+        self._flush_when_full = in_memory and not background
         self._verifier = Verifier(
             store=self.store,
             records=self.records,
@@ -74,7 +75,7 @@ class KeyManager(KeyLifeCycle):
             recorder=self.recorder,
             rules=replace(self.validator.rules, nonce_window=nonce_window_seconds),
             write=self._write,
-            write_through=recorder is None and not in_memory,
+            write_through=not (background or in_memory),
         )
 
     # Validation

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from typing import Any, Literal
 
 from api_key_manager.core.addresses import vicinity
-from api_key_manager.core.exceptions import Reason
+from api_key_manager.core.exceptions import Reason, StorageError
 from api_key_manager.core.models import ADMIN_REALM, MICROSECONDS, AuditEvent, Use, Verdict
 from api_key_manager.core.policy import Presented
 from api_key_manager.core.ports import EmbeddedStore, KeyStore
 
 __all__ = ["Recorder"]
 
+_log = logging.getLogger(__name__)
+
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
+_PIECE = 2000
 
 
 class _Folded:
@@ -68,6 +73,8 @@ class Recorder:
         self._used: dict[str, Use] = {}
         self._uses_due = 0.0
         self._flushing = asyncio.Lock()
+        self._room = asyncio.Event()
+        self._making_room: asyncio.Task[None] | None = None
 
     @property
     def depth(self) -> int:
@@ -142,34 +149,61 @@ class Recorder:
             StorageError: nothing was written; the events wait for the next flush.
         """
         async with self._flushing:
-            events, used = self._take(now, uses)
-            if not (events or used):
-                return
-            try:
-                await self._store.record(events, used)
-            except BaseException:
-                self._give_back(events, used)
-                raise
+            self._unfold()
+            used = self._take_uses(now, uses)
+            # In pieces, so that room appears long before all is written.
+            for _ in range(0, max(len(self._events), 1), _PIECE):
+                events, self._events = self._events[:_PIECE], self._events[_PIECE:]
+                self._room.set()
+                if not (events or used):
+                    return
+                try:
+                    await self._store.record(events, used)
+                # Not when cancelled: the store has the batch then, and finishes it.
+                except Exception:
+                    self._give_back(events, used)
+                    raise
+                used = {}
+
+    async def room(self, now: float, patience: float) -> bool:
+        """Wait at most ``patience`` seconds until an event fits in; says whether it does."""
+        if not self.full:
+            return True
+        # A task, since it goes on when this caller's patience ends.
+        if self._making_room is None or self._making_room.done():
+            self._making_room = asyncio.create_task(self._make_room(now))
+        self._room.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._room.wait(), patience)
+        return self.depth < self._capacity
+
+    async def _make_room(self, now: float) -> None:
+        try:
+            await self.flush(now)
+        except StorageError as error:
+            _log.error("the audit log cannot be written: %s", error)
 
     def flush_now(self, store: EmbeddedStore, now: float) -> None:
         """The same by a plain call; also waits for what a flush has under way."""
-        events, used = self._take(now, True)
+        self._unfold()
+        events, self._events = self._events, []
+        used = self._take_uses(now, True)
         try:
             store.record_now(events, used)
-        except BaseException:
+        except Exception:
             self._give_back(events, used)
             raise
 
-    def _take(self, now: float, uses: bool) -> tuple[list[AuditEvent], dict[str, Use]]:
-        events, self._events = self._events, []
-        if self._folded:
-            events.extend(folded.to_event() for folded in self._folded.values())
-            self._folded = {}
-        used: dict[str, Use] = {}
-        if uses or now >= self._uses_due:
-            used, self._used = self._used, {}
-            self._uses_due = now + _USES_SECONDS
-        return events, used
+    def _unfold(self) -> None:
+        self._events.extend(folded.to_event() for folded in self._folded.values())
+        self._folded.clear()
+
+    def _take_uses(self, now: float, uses: bool) -> dict[str, Use]:
+        if not uses and now < self._uses_due:
+            return {}
+        used, self._used = self._used, {}
+        self._uses_due = now + _USES_SECONDS
+        return used
 
     def _give_back(self, events: list[AuditEvent], used: dict[str, Use]) -> None:
         self._events[:0] = events

@@ -24,7 +24,6 @@ __all__ = ["Verifier"]
 
 _log = logging.getLogger(__name__)
 _QUEUE_PATIENCE = 0.1
-_QUEUE_STEP = 0.005
 _MALFORMED = Verdict(Reason.MALFORMED, cached=True)
 
 Write = Callable[[Sequence[Change]], Awaitable[list[ApiKey]]]
@@ -82,7 +81,10 @@ class Verifier:
 
         The store and the nonces are asked once for the whole batch, in no task of its own.
         """
-        if not await self._room():
+        if not self._write_through and not self._records.cache.leased:
+            # Callers that never pause would keep the feed's follower from ever running.
+            await asyncio.sleep(0)
+        if not await self._recorder.room(now, _QUEUE_PATIENCE):
             return [Verdict(Reason.UNAVAILABLE, p.key_id if p else None) for p in batch]
         verdicts: list[Verdict] = [_MALFORMED] * len(batch)
         fresh = {p.key_id: key for p in batch if p and (key := self._cached(p.key_id))}
@@ -100,16 +102,6 @@ class Verifier:
         if self._write_through:
             verdicts = await self._written(verdicts, now)
         return verdicts
-
-    async def _room(self) -> bool:
-        """Wait, a little, until the audit queue takes an event."""
-        waited = 0.0
-        while self._recorder.full:
-            if waited >= _QUEUE_PATIENCE:
-                return False
-            await asyncio.sleep(_QUEUE_STEP)
-            waited += _QUEUE_STEP
-        return True
 
     def _judge(
         self, presented: Presented, keys: dict[str, Found | None], cold: bool, now: float

@@ -1,0 +1,157 @@
+"""``akm audit``: follow the log, or export it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from api_key_manager.cli.inputs import read_when
+from api_key_manager.cli.options import Json, Output, Url
+from api_key_manager.cli.output import cell, json_line, note, printer, progress, short_time
+
+if TYPE_CHECKING:
+    from api_key_manager.cli.client import Api
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="What happened, and on whose behalf.")
+
+_POLL_SECONDS: Final = 0.5
+# Validations are written in batches and by several processes, so an event may turn up after a
+# later one; further back than this nothing new is looked for.
+_LATE: Final = timedelta(seconds=30)
+
+Event = dict[str, Any]
+KeyIdFilter = Annotated[str | None, typer.Option("--key-id", help="Of this key only.")]
+Action = Annotated[
+    str | None, typer.Option("--action", help="Of this kind only, such as key_revoked.")
+]
+
+
+@app.command("tail")
+def tail(
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=0, help="How many of the newest events.")
+    ] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what happens, until Ctrl-C.")
+    ] = False,
+    key_id: KeyIdFilter = None,
+    action: Action = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Show the newest events, the newest last; with --json as JSON Lines."""
+    from api_key_manager.cli.client import connect, run
+
+    query = {"key_id": key_id, "action": action}
+    show = _show_json if json else _show
+
+    async def job() -> None:
+        async with connect(url) as api:
+            newest = await api.all("/v1/audit", query, most=max(number, int(follow)))
+            for event in reversed(newest[:number]):
+                show(event)
+            if follow:
+                sys.stdout.flush()
+                await _follow(api, query, newest[0] if newest else None, show)
+
+    run(job())
+
+
+async def _follow(
+    api: Api, query: dict[str, Any], newest: Event | None, show: Callable[[Event], None]
+) -> None:
+    """Show what comes after ``newest``, forever.
+
+    Events carry no index, so the end of the log is read again and compared with what was there;
+    equal events are told apart by their number.
+    """
+    since: str | None = None
+    seen: Counter[str] = Counter()
+    if newest is not None:
+        since = _back(newest["timestamp"])
+        end = datetime.fromisoformat(newest["timestamp"])
+        seen.update(
+            json_line(event)
+            for event in await _stretch(api, query, since)
+            if datetime.fromisoformat(event["timestamp"]) <= end
+        )
+    while True:
+        events = await _stretch(api, query, since)
+        there: Counter[str] = Counter()
+        for event in events:
+            line = json_line(event)
+            there[line] += 1
+            if there[line] > seen[line]:
+                show(event)
+        sys.stdout.flush()
+        seen = there
+        if events:
+            since = _back(events[-1]["timestamp"])
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _stretch(api: Api, query: dict[str, Any], since: str | None) -> list[Event]:
+    return await api.all("/v1/audit", {**query, "since": since, "order": "asc"})
+
+
+def _back(timestamp: str) -> str:
+    return (datetime.fromisoformat(timestamp) - _LATE).isoformat()
+
+
+def _show_json(event: Event) -> None:
+    sys.stdout.write(json_line(event))
+
+
+def _show(event: Event) -> None:
+    parts = [short_time(event["timestamp"]), event["action"], cell(event["key_id"])]
+    for name in ("actor", "reason", "ip"):
+        if event[name] is not None:
+            parts.append(f"{name}={cell(event[name])}")
+    if event["count"] != 1:
+        parts.append(f"count={event['count']}")
+    parts.extend(f"{name}={cell(value)}" for name, value in event["detail"].items())
+    sys.stdout.write("  ".join(parts) + "\n")
+
+
+@app.command("export")
+def export(
+    output: Output = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="WHEN", help="RFC 3339, or ago: 30d.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="WHEN", help="RFC 3339, or ago: 1d.")
+    ] = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Write every event as JSON Lines, oldest first."""
+    from api_key_manager.cli.client import connect, run
+
+    query: dict[str, Any] = {"order": "asc"}
+    if since is not None:
+        query["since"] = read_when(since, "--since", ago=True)
+    if until is not None:
+        query["until"] = read_when(until, "--until", ago=True)
+
+    async def job() -> int:
+        count = 0
+        async with connect(url) as api:
+            with printer(output, keep=False) as write, progress("events", beside=output) as advance:
+                async for page in api.pages("/v1/audit", query):
+                    write("".join(map(json_line, page)))
+                    count += len(page)
+                    advance(count, None)
+        return count
+
+    count = run(job())
+    if output is not None:
+        note(f"{count} events are in {output}")

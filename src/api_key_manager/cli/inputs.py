@@ -1,0 +1,119 @@
+"""What people type, read strictly: durations, instants, JSON, secrets."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from api_key_manager.cli.errors import MISUSE, Failure
+
+__all__ = [
+    "ask",
+    "parse_json_object",
+    "present_values",
+    "read_duration",
+    "read_secret",
+    "read_when",
+]
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION: Final = re.compile(r"(?:\d{1,9}[smhdw])+")
+_PART: Final = re.compile(r"(\d+)([smhdw])")
+_MOST_SECRET: Final = 4096
+
+
+def read_duration(text: str, option: str) -> int:
+    """Seconds, from ``90``, ``90s``, ``15m``, ``1h30m``, ``7d`` or ``2w``."""
+    text = text.strip()
+    if text.isascii() and text.isdecimal() and len(text) <= 9:
+        return int(text)
+    if not _DURATION.fullmatch(text):
+        raise Failure(f"{option}: seconds, or a duration such as 15m, 12h, 30d", MISUSE)
+    return sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+
+
+def read_when(text: str, option: str, *, ago: bool = False) -> str:
+    """An instant as RFC 3339 text in UTC.
+
+    Args:
+        text: RFC 3339 with an offset, or a duration from now such as ``30d``.
+        option: its name, for the message.
+        ago: whether a duration counts back from now.
+    """
+    text = text.strip()
+    try:
+        if _DURATION.fullmatch(text):
+            distance = timedelta(seconds=read_duration(text, option))
+            now = datetime.now(UTC)
+            return (now - distance if ago else now + distance).isoformat()
+        instant = datetime.fromisoformat(text)
+        if instant.tzinfo is not None:
+            return instant.astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        pass
+    raise Failure(
+        f"{option}: RFC 3339 with an offset, such as 2030-01-31T12:00:00Z,"
+        f" or a duration {'before' if ago else 'from'} now, such as 12h or 30d",
+        MISUSE,
+    )
+
+
+def _no_constant(_: str) -> Any:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: anything else; the message holds none of the text.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - one kind of error for one reader
+    return value
+
+
+def present_values(values: Iterable[str]) -> list[str]:
+    """The values that are not empty: ``--ip ''`` stands for an empty list."""
+    return [value for value in values if value]
+
+
+def read_secret(name: str, *, hint: str) -> str:
+    """A secret from standard input, or from a hidden prompt on a terminal.
+
+    Args:
+        name: what to ask for.
+        hint: where else it could have come from, for the message.
+    """
+    if sys.stdin.isatty():
+        text = getpass.getpass(f"{name}: ")
+    else:
+        text = sys.stdin.read(_MOST_SECRET + 1)
+        # Only what `echo` or an editor put there: spaces may belong to the secret.
+        text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise Failure(f"no {name.lower()} was given: {hint}", MISUSE)
+    if len(text) > _MOST_SECRET or not text.isprintable():
+        raise Failure(f"{name.lower()}: one line of printable text is expected", MISUSE)
+    return text
+
+
+def ask(question: str) -> None:
+    """Go on only after a yes; without a terminal, or without ``--yes``, not at all."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Failure("--yes is needed, since there is no terminal to ask on", MISUSE)
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Failure("nothing was changed")

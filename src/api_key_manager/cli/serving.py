@@ -1,0 +1,27 @@
+"""``akm serve``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["serve"]
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option("--host", help="The address to listen on, instead of HOST.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", help="The port, instead of PORT; 0 for a free one.")
+    ] = None,
+) -> None:
+    """Run the server; makes the database at the first start. Settings: environment or .env."""
+    from api_key_manager.config import Settings
+
+    given: dict[str, Any] = {"HOST": host, "PORT": port}
+    settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
+    from api_key_manager.server.serve import serve as run_server
+
+    raise typer.Exit(run_server(settings))

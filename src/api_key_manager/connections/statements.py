@@ -1,0 +1,87 @@
+"""Statements made of the tables once, compiled per dialect, run on the plain driver.
+
+A *script* is a generator that yields statements and is sent their rows. It does no I/O itself,
+so the same script runs in a thread on SQLite and, awaited, on a database across the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import ClauseElement
+from sqlalchemy.engine import Dialect
+
+__all__ = ["Many", "Rows", "Script", "Statement", "Step"]
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+
+
+class Statement:
+    """A SQLAlchemy construct and what it compiles to.
+
+    Args:
+        construct: with named bind parameters for all that varies.
+        columns: which columns an insert or update sets; every one when left out.
+        tail: text behind an insert's values, where dialects agree on it (``ON CONFLICT``).
+    """
+
+    __slots__ = ("_columns", "_compiled", "_construct", "_tail")
+
+    def __init__(
+        self, construct: ClauseElement, columns: Sequence[str] | None = None, tail: str = ""
+    ) -> None:
+        self._construct = construct
+        self._columns = columns
+        self._tail = tail
+        self._compiled: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {}
+
+    def __call__(self, **values: Any) -> Step:
+        """This statement with its values: what a script yields."""
+        return Step(self, values)
+
+    def _compile(self, dialect: Dialect) -> tuple[str, tuple[str, ...], Mapping[str, Any]]:
+        known = self._compiled.get(dialect.name)
+        if known is None:
+            compiled = self._construct.compile(
+                dialect=dialect,
+                column_keys=self._columns,
+                compile_kwargs={"render_postcompile": True},
+            )
+            names = tuple(getattr(compiled, "positiontup", None) or ())
+            known = (str(compiled), names, dict(compiled.params))
+            self._compiled[dialect.name] = known
+        return known
+
+    def bind(self, dialect: Dialect, values: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        """The SQL text for a dialect with positional parameters, and their values."""
+        sql, names, defaults = self._compile(dialect)
+        bound = tuple([values[n] if n in values else defaults[n] for n in names])
+        return sql + self._tail, bound
+
+    def bind_rows(
+        self, dialect: Dialect, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[str, list[Any]]:
+        """An insert of many rows as one statement, and all their values."""
+        sql, names, _ = self._compile(dialect)
+        head, _, one = sql.rpartition(" VALUES ")
+        text = f"{head} VALUES {', '.join([one] * len(rows))}{self._tail}"
+        return text, [row[name] for row in rows for name in names]
+
+
+class Step(NamedTuple):
+    """One statement to run; its rows come back."""
+
+    statement: Statement
+    values: Mapping[str, Any]
+
+
+class Many(NamedTuple):
+    """One insert of many rows, none of them twice; nothing comes back."""
+
+    statement: Statement
+    values: Sequence[Mapping[str, Any]]
+
+
+Script = Generator[Step | Many, Rows, T]

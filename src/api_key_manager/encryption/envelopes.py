@@ -1,0 +1,90 @@
+"""Envelopes: AES-256-GCM under a key of their own, bound to what they hold and whose it is.
+
+An envelope is ``0x01``, the data key's number (4 bytes, big-endian), a random nonce (12 bytes),
+ciphertext and tag. Its key is expanded from the data key with purpose, name and version (HKDF
+expand, RFC 5869), so that no two records share a key and the limit on random nonces under one
+key (NIST SP 800-38D, 8.3) is never near, however many records there are. The same three are the
+associated data: an envelope moved to another row does not open.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from api_key_manager.core.exceptions import EncryptionError
+from api_key_manager.core.models import ApiKey
+from api_key_manager.core.signing import MacState
+from api_key_manager.encryption.keyring import DATA, PEPPER, Keyring
+from api_key_manager.encryption.masterkey import MasterKey
+
+__all__ = ["EnvelopeBox"]
+
+_FORMAT = 1
+_NONCE_BYTES = 12
+_HEAD_BYTES = 5
+
+
+class EnvelopeBox:
+    """The secret box of every store that outlives the process.
+
+    Args:
+        master: the key of the record MACs is derived from it.
+        keyring: data keys and peppers.
+    """
+
+    def __init__(self, master: MasterKey, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._record_mac = MacState(master.derive("record-mac"))
+        self._newest = keyring.newest(DATA)
+        # One keyed state per pepper, shared by every bearer key in memory.
+        self.pepper = lru_cache(maxsize=None)(self._make_pepper)
+
+    def __repr__(self) -> str:
+        return "EnvelopeBox()"
+
+    def seal(self, purpose: str, name: str, version: int, plaintext: bytes) -> bytes:
+        number, data_key = self._newest
+        bound = _bound(purpose, name, version, number)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sealed = _cipher(data_key, bound).encrypt(nonce, plaintext, bound)
+        return bytes([_FORMAT]) + number.to_bytes(4, "big") + nonce + sealed
+
+    def open(self, purpose: str, name: str, version: int, sealed: bytes) -> bytes:
+        if len(sealed) <= _HEAD_BYTES + _NONCE_BYTES or sealed[0] != _FORMAT:
+            raise EncryptionError(f"the sealed {purpose} of {name} is no envelope")
+        number = int.from_bytes(sealed[1:_HEAD_BYTES], "big")
+        bound = _bound(purpose, name, version, number)
+        nonce = sealed[_HEAD_BYTES : _HEAD_BYTES + _NONCE_BYTES]
+        cipher = _cipher(self._keyring.get(DATA, number), bound)
+        try:
+            return cipher.decrypt(nonce, sealed[_HEAD_BYTES + _NONCE_BYTES :], bound)
+        except InvalidTag:
+            raise EncryptionError(
+                f"the sealed {purpose} of {name} was changed or belongs elsewhere"
+            ) from None
+
+    def digest(self, token: bytes) -> tuple[int, bytes]:
+        number, _ = self._keyring.newest(PEPPER)
+        return number, self.pepper(number).digest(token)
+
+    def _make_pepper(self, number: int) -> MacState:
+        return MacState(self._keyring.get(PEPPER, number))
+
+    def record_mac(self, record: ApiKey) -> bytes:
+        return self._record_mac.digest(record.mac_input())
+
+
+def _cipher(data_key: bytes, bound: bytes) -> AESGCM:
+    return AESGCM(HKDFExpand(SHA256(), 32, info=bound).derive(data_key))
+
+
+def _bound(purpose: str, name: str, version: int, number: int) -> bytes:
+    """No field can run into its neighbour: each is preceded by its length."""
+    parts = (purpose.encode(), name.encode(), str(version).encode(), str(number).encode())
+    return b"akm-envelope-1" + b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -1,0 +1,1 @@
+"""HTTP: the hot path, the administrative routes, who may call them, and how errors look."""

@@ -1,0 +1,155 @@
+"""The application: every route, the scope it needs, and what it answers, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from api_key_manager import __version__
+from api_key_manager.server import schemas
+from api_key_manager.server.auth import Door
+from api_key_manager.server.docs import CONTENT_SECURITY_POLICY, render
+from api_key_manager.server.errors import PROBLEM_TYPE, problem_of
+from api_key_manager.server.front import REQUEST_ID, Front, Routes
+from api_key_manager.server.hot import Hot
+from api_key_manager.server.idempotency import reply
+from api_key_manager.server.keys import Keys
+from api_key_manager.server.openapi import complete
+from api_key_manager.server.system import System
+from api_key_manager.server.tokens import Tokens
+
+if TYPE_CHECKING:
+    from api_key_manager.wiring import Deployment
+
+__all__ = ["build_app"]
+
+Endpoint = Callable[..., Awaitable[Response]]
+Row = tuple[str, str, Endpoint, str, int, type[BaseModel] | None]
+
+READ: Final = "keys:read"
+WRITE: Final = "keys:write"
+
+
+class _App(FastAPI):
+    """FastAPI, with the hot routes and the one error shape in its OpenAPI document."""
+
+    routes_by_scope: Routes
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = complete(super().openapi(), self.routes_by_scope.table)
+        return self.openapi_schema
+
+
+def build_app(deployment: Deployment) -> FastAPI:
+    """The server's application on an open deployment, which the caller closes."""
+    settings, manager = deployment.settings, deployment.manager
+    routes, app = Routes(), _new_app()
+    app.routes_by_scope = routes
+    keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
+    rows: list[Row] = [
+        ("POST", "/v1/keys", keys.create_key, WRITE, 201, schemas.CreatedKey),
+        ("GET", "/v1/keys", keys.list_keys, READ, 200, schemas.KeyPage),
+        ("POST", "/v1/keys/revoke", keys.revoke_keys, WRITE, 200, schemas.BulkRevocation),
+        ("GET", "/v1/keys/{key_id}", keys.get_key, READ, 200, schemas.Key),
+        ("PATCH", "/v1/keys/{key_id}", keys.update_key, WRITE, 200, schemas.Key),
+        ("DELETE", "/v1/keys/{key_id}", keys.delete_key, WRITE, 204, None),
+        ("POST", "/v1/keys/{key_id}/revoke", keys.revoke_key, WRITE, 200, schemas.Key),
+        ("POST", "/v1/keys/{key_id}/rotate", keys.rotate_key, WRITE, 200, schemas.CreatedKey),
+        ("GET", "/v1/keys/{key_id}/versions", keys.list_versions, READ, 200, schemas.VersionPage),
+        ("POST", "/v1/tokens", tokens.create_token, "admin", 201, schemas.CreatedToken),
+        ("GET", "/v1/tokens", tokens.list_tokens, "admin", 200, schemas.TokenPage),
+        ("DELETE", "/v1/tokens/{key_id}", tokens.revoke_token, "admin", 204, None),
+        ("GET", "/v1/audit", system.list_audit, "audit:read", 200, schemas.AuditPage),
+        ("GET", "/v1/stats", system.get_stats, "metrics", 200, schemas.Stats),
+    ]
+    for method, path, endpoint, scope, status, model in rows:
+        _add(app, method, path, endpoint, status, model)
+        routes.add(method, path, scope)
+    hot = Hot(manager)
+    for path, handler in (
+        ("/v1/validate", hot.validate),
+        ("/v1/validate/batch", hot.validate_batch),
+    ):
+        routes.add("POST", path, "validate")
+        routes.hot[path] = handler
+    _add_public(app, routes, system)
+    door = Door(manager, settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
+    app.add_middleware(Front, routes=routes, door=door, debug=settings.DEBUG)
+    return app
+
+
+def _new_app() -> _App:
+    async def as_problem(request: Request, error: Exception) -> Response:
+        problem = problem_of(error)
+        headers = {name.decode(): value.decode() for name, value in problem.headers}
+        body = problem.body(request.scope.get(REQUEST_ID))
+        return Response(body, problem.status, headers, PROBLEM_TYPE)
+
+    return _App(
+        title="API Key Manager Pro",
+        version=__version__,
+        # Their pages load scripts from elsewhere; ours needs nobody.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        # The front has looked at the type already.
+        strict_content_type=False,
+        exception_handlers={HTTPException: as_problem, RequestValidationError: as_problem},
+    )
+
+
+def _add(
+    app: FastAPI,
+    method: str,
+    path: str,
+    endpoint: Endpoint,
+    status: int,
+    model: type[BaseModel] | None,
+) -> None:
+    name: str = endpoint.__name__
+    app.add_api_route(
+        path,
+        endpoint,
+        methods=[method],
+        status_code=status,
+        response_model=None,
+        responses={status: {"model": model}} if model else None,
+        operation_id=name,
+        summary=name.replace("_", " ").capitalize(),
+        tags=[path.split("/")[2] if path.startswith("/v1/") else "system"],
+    )
+
+
+def _add_public(app: FastAPI, routes: Routes, system: System) -> None:
+    """What everybody may read."""
+    page: list[str] = []
+
+    async def docs() -> Response:
+        """This page."""
+        if not page:
+            page.append(render(app.openapi()))
+        headers = {"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        return HTMLResponse(page[0], headers=headers)
+
+    async def openapi() -> Response:
+        """The OpenAPI document."""
+        return reply(app.openapi())
+
+    for path, endpoint in (("/healthz", system.health), ("/readyz", system.ready)):
+        _add(app, "GET", path, endpoint, 200, schemas.Health)
+        # Some load balancers ask without wanting to read.
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+        routes.add("HEAD", path, None)
+        routes.add("GET", path, None)
+    for path, endpoint in (("/docs", docs), ("/openapi.json", openapi)):
+        app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+        routes.add("GET", path, None)

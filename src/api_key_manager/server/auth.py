@@ -1,0 +1,173 @@
+"""Who calls, from where, and whether a scope covers what they want.
+
+An admin token is a bearer key of the realm ``admin``: it goes through the same judge, cache and
+change feed as any other key, so that its revocation is seen as fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from starlette.types import Scope
+
+from api_key_manager.core.addresses import Address, Network, allowed, parse_address
+from api_key_manager.core.exceptions import OUTCOMES
+from api_key_manager.core.keeping import Origin
+from api_key_manager.core.models import ADMIN_REALM, Reason, Verdict
+from api_key_manager.core.policy import Presented, present
+from api_key_manager.core.signing import matches
+from api_key_manager.server.errors import ProblemError, forbidden, unauthorized, unavailable
+
+if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
+
+__all__ = ["PRINCIPAL", "Door", "Principal", "client_address"]
+
+PRINCIPAL: Final = "akm.principal"
+"""The ASGI scope key under which the principal stands. No HTTP client can set it; a program that
+runs the app in its own process may."""
+
+
+class Principal(NamedTuple):
+    """Who calls: an admin token's id, ``env`` for ``AKM_ADMIN_TOKEN``, or a local program."""
+
+    id: str
+    scopes: tuple[str, ...]
+    ip: str | None = None
+    request_id: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """The same, as the audit log has it."""
+        return Origin(self.id, self.ip, self.request_id)
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
+
+
+class Door:
+    """Lets in who shows an admin token with the scope that is needed.
+
+    Args:
+        manager: judges the tokens.
+        admin_token: ``AKM_ADMIN_TOKEN``, or an empty text.
+        proxies: whose ``X-Forwarded-For`` is believed.
+    """
+
+    def __init__(self, manager: KeyManager, admin_token: str, proxies: Sequence[Network]) -> None:
+        self._manager = manager
+        self._proxies = tuple(proxies)
+        # Digests are compared, so that not even the length of the token shows in the timing.
+        self._env = hashlib.sha256(admin_token.encode()).digest() if admin_token else None
+
+    async def admit(
+        self,
+        scope: Scope,
+        needed: str | None,
+        authorization: Sequence[bytes],
+        forwarded: Sequence[bytes],
+        request_id: str,
+    ) -> Principal:
+        """Who calls.
+
+        Args:
+            scope: the ASGI scope.
+            needed: the scope of the route; ``None`` where there is no route.
+            authorization, forwarded: the values of these headers.
+            request_id: for the audit log.
+
+        Raises:
+            ProblemError: 401, 403 or 503.
+        """
+        ip = client_address(scope.get("client"), forwarded, self._proxies)
+        ready = scope.get(PRINCIPAL)
+        if isinstance(ready, Principal):
+            principal = ready._replace(ip=ip, request_id=request_id)
+        else:
+            token = _bearer(authorization)
+            if token is None:
+                raise unauthorized()
+            if self._env is not None and matches(hashlib.sha256(token).digest(), self._env):
+                principal = Principal("env", ("admin",), ip, request_id)
+            else:
+                return await self._judge(token, needed, ip, request_id)
+        if needed is not None and not principal.may(needed):
+            raise forbidden(needed)
+        return principal
+
+    async def _judge(
+        self, token: bytes, needed: str | None, ip: str | None, request_id: str
+    ) -> Principal:
+        manager = self._manager
+        now = manager.clock()
+        presented = present(
+            token=token.decode("latin-1"),
+            ip=ip,
+            permissions=None if needed is None else f"{needed} or admin",
+            realm=ADMIN_REALM,
+            request_id=request_id,
+        )
+        if presented is None:
+            # Noted as a refused login, with the address: without them a search for a token that
+            # was typed wrongly, or guessed, would find nothing.
+            stranger = Presented("", realm=ADMIN_REALM, ip=ip, request_id=request_id)
+            manager.recorder.note(stranger, Verdict(Reason.MALFORMED), now)
+            raise unauthorized()
+        verdict = manager.verify_now(presented, now)
+        if verdict is None:
+            verdict = await manager.verify_presented(presented)
+        if verdict.valid and verdict.key is not None:
+            return Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
+        raise _refusal(verdict.reason, needed)
+
+
+def _refusal(reason: Reason, needed: str | None) -> ProblemError:
+    status = OUTCOMES[reason].status
+    if status == 403:
+        if reason is Reason.FORBIDDEN and needed is not None:
+            return forbidden(needed)
+        return ProblemError(403, reason.value, "This token may not be used from this address.")
+    return unavailable() if status == 503 else unauthorized()
+
+
+def _bearer(authorization: Sequence[bytes]) -> bytes | None:
+    # Of two headers nobody can say which one a proxy has checked.
+    if len(authorization) != 1:
+        return None
+    kind, _, token = authorization[0].partition(b" ")
+    return token.strip() or None if kind.lower() == b"bearer" else None
+
+
+def client_address(peer: Any, forwarded: Sequence[bytes], proxies: Sequence[Network]) -> str | None:
+    """The caller's address: the peer, or the rightmost hop that is no trusted proxy.
+
+    Args:
+        peer: the ASGI ``client``: host and port.
+        forwarded: the values of ``X-Forwarded-For``, in order.
+        proxies: whose word is taken.
+
+    Returns:
+        The address as text, or ``None`` when it cannot be told.
+    """
+    address = _address(str(peer[0])) if peer else None
+    if not forwarded or not allowed(address, proxies):
+        return None if address is None else str(address)
+    hops = b",".join(forwarded).decode("latin-1").split(",")
+    for hop in reversed(hops):
+        address = _address(hop.strip())
+        if address is None or not allowed(address, proxies):
+            break
+    return None if address is None else str(address)
+
+
+def _address(text: str) -> Address | None:
+    """An address that may carry a port or a scope: ``10.0.0.1:80``, ``[::1]:80``, ``fe80::1%2``."""
+    if len(text) > 64:
+        return None
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return parse_address(text.partition("%")[0])

@@ -1,0 +1,207 @@
+"""The hot path: bytes in, bytes out, and nothing in between that is not needed.
+
+:func:`decode` and :func:`answer` are plain functions, so that whoever has the bytes, an ASGI app
+or a protocol, runs the same code. Wrong types are a problem that names the field; well-typed
+values that cannot be used are a verdict, ``malformed``, like any other refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from api_key_manager.core.models import Reason, Verdict
+from api_key_manager.core.policy import Presented, present
+from api_key_manager.server.auth import Principal
+from api_key_manager.server.errors import ProblemError
+
+if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
+
+__all__ = ["Answer", "Answers", "Hot", "Validation", "Validations", "answer", "decode"]
+
+Tag = Annotated[str, Meta(min_length=1, max_length=64, description="Printable characters.")]
+
+
+class Validation(Struct, forbid_unknown_fields=True, gc=False):
+    """A credential: `key` and `signature` of a signed key, or the `token` of a bearer key."""
+
+    key: Annotated[str | None, Meta(description="The id of a signed key.")] = None
+    signature: Annotated[str | None, Meta(description="64 hex digits.")] = None
+    timestamp: Annotated[int | None, Meta(description="Unix seconds, as signed.")] = None
+    nonce: Annotated[
+        str | None, Meta(description="16 to 128 of A-Z a-z 0-9 _ -, accepted once.")
+    ] = None
+    token: Annotated[str | None, Meta(description="A bearer token, instead of the four.")] = None
+    permissions: Annotated[
+        str | list[str] | None,
+        Meta(description="What the key must hold: an expression, or a list that is needed whole."),
+    ] = None
+    ip: Annotated[str | None, Meta(description="The address of whoever presented it.")] = None
+    tags: Annotated[
+        Annotated[list[Tag], Meta(max_length=10)] | None, Meta(description="For the audit log.")
+    ] = None
+
+
+class Validations(Struct, forbid_unknown_fields=True):
+    """Many credentials."""
+
+    validations: Annotated[list[Validation], Meta(min_length=1, max_length=1000)]
+
+
+class Answer(Struct, gc=False):
+    """What became of one credential. What is known of a key shows once its secret was proved."""
+
+    valid: bool
+    cached: Annotated[bool, Meta(description="Answered without I/O for the record.")]
+    reason: Annotated[Reason, Meta(description="`valid`, or why it was refused.")]
+    key_id: str | None
+    version: int | None
+    scheme: Annotated[
+        str | None,
+        Meta(description="`static` (its timestamp is not authenticated), `timestamped`, `bearer`."),
+    ]
+    metadata: Any
+    permissions: Sequence[str] | None
+    expires_at: str | None
+    rate_limit: None = None
+
+
+class Answers(Struct):
+    """One answer per credential, in order."""
+
+    results: list[Answer]
+
+
+_decode_one = msgspec.json.Decoder(Validation).decode
+_decode_many = msgspec.json.Decoder(Validations).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Hot:
+    """The two handlers, for a manager.
+
+    Both take the body and who sent it, and give the body of the answer; a body that misfits is a
+    ``ProblemError``.
+    """
+
+    def __init__(self, manager: KeyManager) -> None:
+        self._manager = manager
+
+    async def validate(self, body: bytes, principal: Principal) -> bytes:
+        manager = self._manager
+        presented = decode(body, principal)
+        verdict = manager.verify_now(presented, manager.clock())
+        if verdict is None:
+            verdict = await manager.verify_presented(presented)
+        return answer(verdict)
+
+    async def validate_batch(self, body: bytes, principal: Principal) -> bytes:
+        try:
+            items = _decode_many(body).validations
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _misfit(error, body, Validations) from None
+        batch = [_present(item, principal, f"validations[{i}].") for i, item in enumerate(items)]
+        verdicts = await self._manager.verify_batch(batch)
+        return _encode(Answers([_answer(verdict) for verdict in verdicts]))
+
+
+def decode(body: bytes, principal: Principal) -> Presented | None:
+    """Read one credential; ``None`` when its values cannot be used.
+
+    Raises:
+        ProblemError: no JSON (400), or a field that is missing, unknown or of a wrong type (422).
+    """
+    try:
+        item = _decode_one(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _misfit(error, body, Validation) from None
+    return _present(item, principal, "")
+
+
+def answer(verdict: Verdict) -> bytes:
+    """A verdict as ``/v1/validate`` writes it."""
+    return _encode(_answer(verdict))
+
+
+def _present(item: Validation, principal: Principal, where: str) -> Presented | None:
+    if item.token is None:
+        if item.key is None:
+            raise _problem(f"{where}key", "it is missing (or send a token instead)")
+        if item.signature is None:
+            raise _problem(f"{where}signature", "it is missing")
+    tags: tuple[str, ...] = ()
+    if item.tags:
+        tags = tuple(item.tags)
+        if not "".join(tags).isprintable():
+            raise _problem(f"{where}tags", "printable characters are allowed")
+    return present(
+        item.key, item.signature, item.timestamp, item.nonce,
+        token=item.token, ip=item.ip, permissions=item.permissions,
+        request_id=principal.request_id, tags=tags, actor=principal.id,
+    )  # fmt: skip
+
+
+def _answer(verdict: Verdict) -> Answer:
+    key = verdict.key
+    reason = verdict.reason
+    if key is None:
+        return Answer(False, verdict.cached, reason, verdict.key_id, None, None, None, None, None)
+    return Answer(
+        reason is Reason.VALID,
+        verdict.cached,
+        reason,
+        verdict.key_id,
+        verdict.version,
+        verdict.scheme,
+        # As it is stored: canonical JSON, checked when it was written.
+        Raw(key.metadata_json.encode()),
+        key.permissions,
+        verdict.expires_at,
+    )
+
+
+_read_misfit: Final = re.compile(
+    r"(?P<told>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL
+).fullmatch
+_read_name: Final = re.compile(
+    r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL
+).fullmatch
+
+
+def _misfit(error: Exception, body: bytes, shape: type[Struct]) -> ProblemError:
+    """Say what is wrong with a body that could not be decoded."""
+    if not isinstance(error, msgspec.ValidationError):
+        again = _misfit_of_constants(body, shape)
+        if again is None:
+            return ProblemError(400, "malformed", "The body is not JSON.")
+        error = again
+    found = _read_misfit(str(error))
+    told, place = (found["told"], found["place"] or "") if found else (str(error), "")
+    named = _read_name(told)
+    if named is not None:
+        place = f"{place}.{named[1][:64]}".lstrip(".")
+        told = "it is missing" if "missing" in told else "there is no such field"
+    return _problem(place or "body", told.replace("`", "").lower())
+
+
+def _misfit_of_constants(body: bytes, shape: type[Struct]) -> msgspec.ValidationError | None:
+    """``NaN`` and ``Infinity`` are no JSON, but many writers take them for numbers; whoever sends
+    one is told where it stands."""
+    try:
+        value = json.loads(body, parse_constant=float)
+        msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        return error
+    except (ValueError, RecursionError):
+        return None
+    return None
+
+
+def _problem(field: str, told: str) -> ProblemError:
+    return ProblemError(422, Reason.MALFORMED.value, f"{field}: {told}", field=field)

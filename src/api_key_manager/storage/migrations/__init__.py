@@ -1,0 +1,53 @@
+"""Runs the Alembic migrations of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, create_engine, event, exc
+from sqlalchemy.pool import NullPool
+
+from api_key_manager.core.exceptions import StorageError
+
+__all__ = ["config", "run"]
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration; no ini file, so that an installed wheel can migrate."""
+    settings = Config()
+    settings.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    settings.attributes["connection"] = connection
+    return settings
+
+
+def run(path: Path) -> None:
+    """Migrate a SQLite file to the newest version.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=NullPool,
+        connect_args={"timeout": 30, "isolation_level": None},
+    )
+
+    # Transactional DDL: the driver must not begin or commit by itself, and the write lock is
+    # taken first, so that of two starts at once one migrates and the other finds it done.
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    try:
+        with engine.connect() as raw:
+            raw.exec_driver_sql("ROLLBACK")
+            raw.exec_driver_sql("PRAGMA journal_mode=WAL")
+        with engine.begin() as connection:
+            command.upgrade(config(connection), "head")
+    except exc.SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or type(error).__name__
+        raise StorageError(f"{path} cannot be migrated: {cause}") from None
+    finally:
+        engine.dispose()

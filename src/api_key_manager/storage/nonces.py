@@ -1,0 +1,112 @@
+"""Nonces beside the keys: claimed in the writer's transaction, on disk before they count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import BindParameter, bindparam, select
+
+from api_key_manager.connections import Script, Statement
+from api_key_manager.connections.tables import nonce_counts, nonces
+from api_key_manager.core.models import MICROSECONDS
+from api_key_manager.core.ports import Claim, ClaimResult
+from api_key_manager.storage import scripts
+from api_key_manager.storage.sqlite import SqliteDriver
+
+__all__ = ["SqlNonceStore"]
+
+MAX_NONCES_PER_KEY = 100_000
+_PRUNE_ROWS = 1000
+
+_KEY: BindParameter[str] = bindparam("b_key_id")
+_HELD = Statement(select(nonce_counts.c.held).where(nonce_counts.c.key_id == _KEY))
+_KNOWN = Statement(
+    select(nonces.c.expires_at).where(
+        nonces.c.key_id == _KEY, nonces.c.nonce == bindparam("b_nonce")
+    )
+)
+_INSERT = Statement(nonces.insert())
+_FIRST = Statement(nonce_counts.insert())
+_COUNT = Statement(
+    nonce_counts.update()
+    .where(nonce_counts.c.key_id == _KEY)
+    .values(held=nonce_counts.c.held + bindparam("b_change"))
+)
+_ENDED = Statement(
+    select(nonces.c.key_id, nonces.c.nonce)
+    .where(nonces.c.expires_at < bindparam("b_before"))
+    .limit(bindparam("b_limit"))
+)
+_DELETE = Statement(
+    nonces.delete().where(nonces.c.key_id == _KEY, nonces.c.nonce == bindparam("b_nonce"))
+)
+_DELETE_COUNT = Statement(
+    nonce_counts.delete().where(nonce_counts.c.key_id == _KEY, nonce_counts.c.held <= 0)
+)
+
+
+class SqlNonceStore:
+    """Nonces in the database of the keys, shared by all that open it.
+
+    Args:
+        driver: where the scripts run.
+        max_per_key: how many live nonces one key may hold; past that, only this key is refused.
+    """
+
+    def __init__(self, driver: SqliteDriver, max_per_key: int = MAX_NONCES_PER_KEY) -> None:
+        self._driver = driver
+        self._max_per_key = max_per_key
+        _, _, self.birth = driver.read(scripts.describe())
+
+    async def claim(self, claims: Sequence[Claim], now: float, skew: int) -> list[ClaimResult]:
+        results = [self._too_early(claim, skew) for claim in claims]
+        open_claims = [c for c, refused in zip(claims, results, strict=True) if not refused]
+        taken = iter(
+            await self._driver.write(_claim_all(open_claims, self._max_per_key))
+            if open_claims
+            else ()
+        )
+        return [ClaimResult.REFUSED if refused else next(taken) for refused in results]
+
+    def _too_early(self, claim: Claim, skew: int) -> bool:
+        """Whether a claim of this nonce may have been lost with what came before this database."""
+        birth = self.birth / MICROSECONDS
+        return claim.key_since < birth and claim.timestamp <= birth + skew
+
+    async def prune(self, now: float) -> int:
+        """Forget nonces that can no longer be presented; returns how many."""
+        return await self._driver.write(_prune(int(now)))
+
+
+def _claim_all(claims: Sequence[Claim], most: int) -> Script[list[ClaimResult]]:
+    results = []
+    for claim in claims:
+        results.append((yield from _claim(claim, most)))
+    return results
+
+
+def _claim(claim: Claim, most: int) -> Script[ClaimResult]:
+    known = yield _KNOWN(b_key_id=claim.key_id, b_nonce=claim.nonce)
+    if known:
+        return ClaimResult.REPLAYED
+    held = yield _HELD(b_key_id=claim.key_id)
+    if held and held[0][0] >= most:
+        return ClaimResult.REFUSED
+    yield _INSERT(key_id=claim.key_id, nonce=claim.nonce, expires_at=claim.expires_at)
+    if held:
+        yield _COUNT(b_key_id=claim.key_id, b_change=1)
+    else:
+        yield _FIRST(key_id=claim.key_id, held=1)
+    return ClaimResult.TAKEN
+
+
+def _prune(now: int) -> Script[int]:
+    ended = yield _ENDED(b_before=now, b_limit=_PRUNE_ROWS)
+    counts: dict[str, int] = {}
+    for key_id, nonce in ended:
+        counts[key_id] = counts.get(key_id, 0) + 1
+        yield _DELETE(b_key_id=key_id, b_nonce=nonce)
+    for key_id, count in counts.items():
+        yield _COUNT(b_key_id=key_id, b_change=-count)
+        yield _DELETE_COUNT(b_key_id=key_id)
+    return len(ended)

@@ -1,0 +1,65 @@
+"""Brings a database to this version's schema, or refuses it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from api_key_manager.core.exceptions import StorageError
+
+__all__ = ["HEAD", "KNOWN", "current", "upgrade"]
+
+KNOWN = ("0001",)
+"""Every schema version this code knows, oldest first; a test compares them with the scripts."""
+
+HEAD = KNOWN[-1]
+
+
+def current(path: Path) -> str | None:
+    """The schema version of a SQLite file, ``None`` for an empty one.
+
+    Raises:
+        StorageError: not a database, or made by a newer version of this software.
+    """
+    connection = sqlite3.connect(path)
+    try:
+        tables = {
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()
+        }
+        if "alembic_version" not in tables:
+            if tables:
+                raise StorageError(f"{path} is a database of something else")
+            return None
+        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    except sqlite3.Error as error:
+        raise StorageError(f"{path} cannot be read as a database: {error}") from None
+    finally:
+        connection.close()
+    version = str(rows[0][0]) if rows else None
+    if version is not None and version not in KNOWN:
+        raise StorageError(
+            f"{path} was made by a newer version (schema {version}, this one knows {HEAD}):"
+            " upgrade api-key-manager-pro, or use the version that made it"
+        )
+    return version
+
+
+def upgrade(path: Path) -> bool:
+    """Run the migrations that are missing; says whether there were any.
+
+    Raises:
+        StorageError: the database cannot be opened, written, or is too new.
+    """
+    if path.exists() and current(path) == HEAD:
+        return False
+    # Alembic is slow to import and needed once per schema version.
+    from api_key_manager.storage.migrations import run
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            path.touch(mode=0o600)
+        run(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be made: {error.strerror}") from None
+    return True

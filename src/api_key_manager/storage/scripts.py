@@ -1,0 +1,318 @@
+"""What the store does, as scripts: the same text for every SQL database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, func, or_, select
+
+from api_key_manager.connections import Many, Script, Statement
+from api_key_manager.connections.tables import (
+    audit_events,
+    changes,
+    deployment,
+    idempotency,
+    key_uses,
+    key_versions,
+    keyring,
+    keys,
+)
+from api_key_manager.core.exceptions import ConflictError, KeyExistsError
+from api_key_manager.core.models import (
+    ApiKey,
+    AuditEvent,
+    AuditQuery,
+    Change,
+    KeyQuery,
+    KeyVersion,
+    Page,
+    Use,
+)
+from api_key_manager.core.ports import Receipt, Seal
+from api_key_manager.storage.rows import (
+    KEY_COLUMNS,
+    VERSION_COLUMNS,
+    event_from,
+    event_values,
+    key_from,
+    key_values,
+    use_values,
+    version_from,
+    version_values,
+)
+
+_KEY: BindParameter[str] = bindparam("b_key_id")
+_KEY_WIDTH = len(KEY_COLUMNS)
+
+# Hot: one indexed look-up for a key and its live versions.
+_LOAD = Statement(
+    select(*KEY_COLUMNS, *VERSION_COLUMNS)
+    .outerjoin_from(keys, key_uses, key_uses.c.key_id == keys.c.key_id)
+    .outerjoin(
+        key_versions,
+        and_(key_versions.c.key_id == keys.c.key_id, key_versions.c.ended.is_(False)),
+    )
+    .where(keys.c.key_id == _KEY)
+    .order_by(key_versions.c.version.desc())
+)
+_KEYS = select(*KEY_COLUMNS).outerjoin_from(keys, key_uses, key_uses.c.key_id == keys.c.key_id)
+_NEXT_REVISION = Statement(
+    deployment.update().values(revision=deployment.c.revision + 1).returning(deployment.c.revision)
+)
+_REVISION = Statement(select(deployment.c.revision))
+_DEPLOYMENT = Statement(
+    select(deployment.c.origin, deployment.c.revision, deployment.c.nonce_birth)
+)
+_STORED_REVISION = Statement(select(keys.c.revision).where(keys.c.key_id == _KEY))
+_INSERT_KEY = Statement(keys.insert())
+_UPDATE_KEY = Statement(
+    keys.update().where(keys.c.key_id == _KEY),
+    [name for name in keys.columns.keys() if name != "key_id"],  # noqa: SIM118 - no dict
+)
+_DROP_VERSION = Statement(
+    key_versions.delete().where(
+        key_versions.c.key_id == _KEY, key_versions.c.version == bindparam("b_version")
+    )
+)
+_INSERT_VERSION = Statement(key_versions.insert())
+_VERSIONS = Statement(
+    select(*VERSION_COLUMNS)
+    .where(key_versions.c.key_id == _KEY)
+    .order_by(key_versions.c.version.desc())
+)
+_INSERT_CHANGE = Statement(changes.insert())
+_INSERT_EVENT = Statement(
+    audit_events.insert(),
+    [name for name in audit_events.columns.keys() if name != "id"],  # noqa: SIM118 - no dict
+)
+_NOTE_USE = Statement(
+    key_uses.insert(),
+    tail=(
+        " ON CONFLICT (key_id) DO UPDATE SET last_used_at = excluded.last_used_at,"
+        " static_used_at = coalesce(excluded.static_used_at, key_uses.static_used_at)"
+    ),
+)
+_KEEP_ANSWER = Statement(
+    idempotency.update()
+    .where(idempotency.c.scope == bindparam("b_scope"), idempotency.c.key == bindparam("b_key"))
+    .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
+    .returning(idempotency.c.scope)
+)
+_FEED = Statement(
+    select(changes.c.revision, changes.c.key_id)
+    .where(changes.c.revision > bindparam("b_after"))
+    .order_by(changes.c.revision)
+    .limit(bindparam("b_limit"))
+)
+_PRUNE_FEED = Statement(changes.delete().where(changes.c.changed_at < bindparam("b_before")))
+_KEYRING = Statement(select(keyring.c.kind, keyring.c.number, keyring.c.wrapped))
+_INSERT_WRAPPED = Statement(keyring.insert())
+
+
+def load(key_id: str) -> Script[ApiKey | None]:
+    """A record with its live versions, ``None`` when unknown or deleted."""
+    rows = yield _LOAD(b_key_id=key_id)
+    if not rows:
+        return None
+    versions = tuple(version_from(r[_KEY_WIDTH:]) for r in rows if r[_KEY_WIDTH] is not None)
+    record = key_from(rows[0][:_KEY_WIDTH], versions)
+    return None if record.deleted_at is not None else record
+
+
+def load_many(key_ids: Sequence[str]) -> Script[list[ApiKey | None]]:
+    """Records in the order of their ids."""
+    found = []
+    for key_id in key_ids:
+        found.append((yield from load(key_id)))
+    return found
+
+
+def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Script[list[ApiKey]]:
+    """All changes with their revisions, feed rows, events and receipt."""
+    done = []
+    for change in wanted:
+        done.append((yield from _apply_one(change, seal)))
+    if receipt is not None:
+        kept = yield _KEEP_ANSWER(
+            b_scope=receipt.scope, b_key=receipt.key, b_answer=receipt.answer,
+            b_expires_at=receipt.expires_at,
+        )  # fmt: skip
+        if not kept:
+            raise ConflictError("the request was not begun, or took too long")
+    return done
+
+
+def _apply_one(change: Change, seal: Seal) -> Script[ApiKey]:
+    # Taking the revision first also puts writers in a line until commit.
+    rows = yield _NEXT_REVISION()
+    revision = rows[0][0]
+    key_id = change.record.key_id
+    stored = yield _STORED_REVISION(b_key_id=key_id)
+    if change.expected_revision is None:
+        if stored:
+            raise KeyExistsError("key_id: this id is taken")
+    elif not stored or stored[0][0] != change.expected_revision:
+        raise ConflictError("the key was changed by somebody else meanwhile")
+    live = tuple(version for version in change.record.versions if not version.ended)
+    record = replace(change.record, revision=revision, versions=live)
+    record = replace(record, mac=seal(record))
+    values = key_values(record)
+    if stored:
+        yield _UPDATE_KEY(b_key_id=key_id, **values)
+    else:
+        yield _INSERT_KEY(**values)
+    for version in change.record.versions:
+        yield _DROP_VERSION(b_key_id=key_id, b_version=version.version)
+        yield _INSERT_VERSION(**version_values(key_id, version))
+    yield _INSERT_CHANGE(revision=revision, key_id=key_id, changed_at=record.updated_at)
+    yield Many(_INSERT_EVENT, [event_values(event) for event in change.events])
+    return record
+
+
+def record_events(events: Sequence[AuditEvent], used: Mapping[str, Use]) -> Script[None]:
+    """Events of validations, and when keys were last used."""
+    yield Many(_INSERT_EVENT, [event_values(event) for event in events])
+    yield Many(_NOTE_USE, use_values(used))
+
+
+def versions_of(key_id: str) -> Script[list[KeyVersion]]:
+    """Every version of a key, newest first, without secrets."""
+    rows = yield _VERSIONS(b_key_id=key_id)
+    return [replace(version_from(row), sealed=None, digest=None) for row in rows]
+
+
+def find(query: KeyQuery) -> Script[Page[ApiKey]]:
+    """Keys in the order of their ids."""
+    statement = (
+        _KEYS.where(*_key_filters(query)).order_by(keys.c.key_id)
+        .limit(query.limit + 1)
+    )  # fmt: skip
+    records = yield from _with_versions(statement)
+    page = records[: query.limit]
+    return Page(page, page[-1].key_id if len(records) > query.limit else None)
+
+
+def ending(before: int, limit: int) -> Script[list[ApiKey]]:
+    """Keys with an end at or before ``before`` that is not written down."""
+    due = _KEYS.where(keys.c.next_end_at <= before).limit(limit)
+    found = yield from _with_versions(due)
+    return found
+
+
+def _with_versions(statement: Select[Any]) -> Script[list[ApiKey]]:
+    rows = yield Statement(statement)()
+    found: dict[str, list[KeyVersion]] = {row[0]: [] for row in rows}
+    if found:
+        live = (
+            select(key_versions.c.key_id, *VERSION_COLUMNS)
+            .where(key_versions.c.key_id.in_(list(found)), key_versions.c.ended.is_(False))
+            .order_by(key_versions.c.version.desc())
+        )
+        for key_id, *version in (yield Statement(live)()):
+            found[key_id].append(version_from(tuple(version)))
+    return [key_from(row, tuple(found[row[0]])) for row in rows]
+
+
+def _key_filters(query: KeyQuery) -> list[ColumnElement[bool]]:
+    c = keys.c
+    filters = [c.realm == query.realm, c.deleted_at.is_(None)]
+    for column, value in (
+        (c.kind, query.kind),
+        (c.owner, query.owner),
+        (c.environment, query.environment),
+        (c.prefix, query.prefix),
+    ):
+        if value is not None:
+            filters.append(column == value)
+    if query.created_before is not None:
+        filters.append(c.created_at < query.created_before)
+    if query.after is not None:
+        filters.append(c.key_id > query.after)
+    if query.state is not None:
+        filters.extend(_state_filters(query.state, query.now))
+    return filters
+
+
+def _state_filters(state: str, now: int) -> list[ColumnElement[bool]]:
+    """The order of precedence is :meth:`ApiKey.state`'s."""
+    c = keys.c
+    revoked = or_(c.revoked.is_(True), func.coalesce(c.revoked_at <= now, False))
+    expired = or_(c.expired.is_(True), func.coalesce(c.expires_at <= now, False))
+    disabled = c.disabled.is_(True)
+    return {
+        "revoked": [revoked],
+        "disabled": [~revoked, disabled],
+        "expired": [~revoked, ~disabled, expired],
+        "active": [~revoked, ~disabled, ~expired],
+    }[state]
+
+
+def find_audit(query: AuditQuery) -> Script[Page[AuditEvent]]:
+    """Events by index."""
+    c = audit_events.c
+    filters: list[ColumnElement[bool]] = []
+    if query.key_id is not None:
+        filters.append(c.key_id == query.key_id)
+    if query.action is not None:
+        filters.append(c.action == query.action)
+    if query.since is not None:
+        filters.append(c.at >= query.since)
+    if query.until is not None:
+        filters.append(c.at < query.until)
+    if query.after is not None:
+        filters.append(c.id > query.after if query.ascending else c.id < query.after)
+    statement = (
+        select(audit_events).where(*filters)
+        .order_by(c.id if query.ascending else c.id.desc()).limit(query.limit + 1)
+    )  # fmt: skip
+    rows = yield Statement(statement)()
+    page = rows[: query.limit]
+    cursor = str(page[-1][0]) if len(rows) > query.limit else None
+    return Page([event_from(row[1:]) for row in page], cursor)
+
+
+def feed(after: int, limit: int) -> Script[tuple[int, list[str] | None]]:
+    """The newest revision, and whose changes led there; ``None``: too many or no longer known."""
+    revision = (yield _REVISION())[0][0]
+    if revision == after:
+        return revision, []
+    rows = yield _FEED(b_after=after, b_limit=limit)
+    complete = revision > after and len(rows) >= revision - after
+    newest = rows[-1][0] if complete else revision
+    return newest, [row[1] for row in rows] if complete else None
+
+
+def prune_feed(before: int) -> Script[None]:
+    """Drop rows of the feed that every follower has long read."""
+    yield _PRUNE_FEED(b_before=before)
+
+
+def describe() -> Script[tuple[str, int, int]]:
+    """Origin, revision and nonce birth (µs) of this database."""
+    origin, revision, nonce_birth = (yield _DEPLOYMENT())[0]
+    return origin, revision, nonce_birth
+
+
+def read_keyring() -> Script[list[tuple[str, int, bytes]]]:
+    """Kind, number and wrapped bytes of every key."""
+    rows = yield _KEYRING()
+    return [(kind, number, wrapped) for kind, number, wrapped in rows]
+
+
+def found_keyring(
+    minted: Sequence[tuple[str, int, bytes]], now: int
+) -> Script[list[tuple[str, int, bytes]]]:
+    """Put in the first data key and pepper, unless somebody was faster; what is there then."""
+    known = yield from read_keyring()
+    if known:
+        return known
+    yield Many(
+        _INSERT_WRAPPED,
+        [
+            {"kind": kind, "number": number, "wrapped": wrapped, "created_at": now}
+            for kind, number, wrapped in minted
+        ],
+    )
+    return list(minted)

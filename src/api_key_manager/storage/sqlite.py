@@ -1,0 +1,275 @@
+"""SQLite: reads where they are asked for, writes in one thread with group commit.
+
+A row by its key takes 8 µs in the calling thread and 50 to 130 µs by way of another one, and in
+WAL mode a reader never waits for a writer. Writes of many callers share a commit: the thread
+takes all that waits, gives each its own savepoint, and tells nobody "done" before the one
+commit is on disk (``synchronous=FULL``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import Dialect
+
+from api_key_manager.connections import Many, Script
+from api_key_manager.core.exceptions import APIKeyManagerException, StorageError
+
+__all__ = ["SqliteDriver"]
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_LEAST_VERSION = (3, 35, 0)
+_BUSY_SECONDS = 5.0
+_GROUP = 1000
+_ROWS = 200
+
+
+class _Job:
+    """A script that waits for the writer, and who waits for it."""
+
+    __slots__ = ("error", "future", "result", "script")
+
+    def __init__(self, script: Script[Any]) -> None:
+        self.script = script
+        self.future: Future[Any] = Future()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self) -> None:
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class SqliteDriver:
+    """Runs scripts on one SQLite file.
+
+    Args:
+        path: an existing database, migrated.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if sqlite3.sqlite_version_info < _LEAST_VERSION:
+            raise StorageError(
+                f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed"
+            )
+        self.path = path
+        self.dialect: Dialect = sqlite.dialect(paramstyle="qmark")
+        self._reader = self._connect(read_only=True)
+        self._reading = threading.Lock()
+        self._long_reader = self._connect(read_only=True)
+        self._aside = threading.Lock()
+        self._watcher = self._connect(read_only=True)
+        self._writer = self._connect(read_only=False)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, name="akm-sqlite", daemon=True)
+        self._thread.start()
+
+    def _connect(self, *, read_only: bool) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(
+                self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA foreign_keys=ON")
+            if sys.platform == "darwin":
+                connection.execute("PRAGMA fullfsync=ON")
+            if read_only:
+                connection.execute("PRAGMA query_only=ON")
+        except sqlite3.Error as error:
+            raise StorageError(f"{self.path} cannot be opened: {error}") from None
+        return connection
+
+    def read(self, script: Script[T]) -> T:
+        """Run a reading script in the calling thread.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        with self._reading:
+            try:
+                return self._run(self._reader, script)
+            except sqlite3.Error as error:
+                raise _storage_error(error) from None
+
+    def read_aside(self, script: Script[T]) -> T:
+        """Run a long reading script, in whatever thread calls; hot reads do not wait for it.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        with self._aside:
+            try:
+                return self._run(self._long_reader, script)
+            except sqlite3.Error as error:
+                raise _storage_error(error) from None
+
+    async def write(self, script: Script[T]) -> T:
+        """Run a script in the writer's next transaction; returns once that is on disk.
+
+        Raises:
+            StorageError: nothing of the script was written.
+        """
+        result: T = await asyncio.wrap_future(self._submit(script))
+        return result
+
+    def write_now(self, script: Script[T]) -> T:
+        """The same by a plain call, which blocks its thread."""
+        result: T = self._submit(script).result()
+        return result
+
+    def _submit(self, script: Script[T]) -> Future[T]:
+        if not self._thread.is_alive():
+            raise StorageError("the database is closed")
+        job = _Job(script)
+        self._jobs.put(job)
+        return job.future
+
+    def data_version(self) -> int:
+        """A number that changes when any other connection has changed the file.
+
+        Raises:
+            StorageError: the database cannot be read.
+        """
+        try:
+            return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise _storage_error(error) from None
+
+    def backup(self, target: Path, progress: Callable[[int, int], None] | None = None) -> None:
+        """Copy the database, consistent and while it is in use.
+
+        Args:
+            target: a new file.
+            progress: called with pages left and pages in all.
+
+        Raises:
+            StorageError: it cannot be read or written.
+        """
+        source = self._connect(read_only=True)
+        try:
+            copy = sqlite3.connect(target)
+            try:
+                source.backup(
+                    copy,
+                    pages=1024,
+                    progress=(lambda _, left, whole: progress(left, whole)) if progress else None,
+                )
+            finally:
+                copy.close()
+        except sqlite3.Error as error:
+            raise _storage_error(error) from None
+        finally:
+            source.close()
+
+    def close(self) -> None:
+        """Write what waits, then let go of the file."""
+        self._jobs.put(None)
+        self._thread.join()
+        for connection in (self._watcher, self._writer):
+            connection.close()
+        with self._reading:
+            self._reader.close()
+        with self._aside:
+            self._long_reader.close()
+
+    # The writer's thread
+
+    def _write_all(self) -> None:
+        running = True
+        while running:
+            jobs: list[_Job] = []
+            job = self._jobs.get()
+            while job is not None:
+                jobs.append(job)
+                if len(jobs) >= _GROUP:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            else:
+                running = False
+            if jobs:
+                self._commit(jobs)
+                for job in jobs:
+                    job.settle()
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                self._try(job)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            failure = _storage_error(error)
+            for job in jobs:
+                job.error = failure
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+
+    def _try(self, job: _Job) -> None:
+        """Run one job in a savepoint, so that it fails alone."""
+        self._writer.execute("SAVEPOINT job")
+        try:
+            job.result = self._run(self._writer, job.script)
+        except sqlite3.OperationalError:
+            raise  # the disk or the file, not the script: nobody in this group is safe
+        except Exception as error:
+            self._writer.execute("ROLLBACK TO job")
+            known = isinstance(error, APIKeyManagerException)
+            if not known:
+                _log.error("a write failed: %s", type(error).__name__)
+            job.error = error if known else StorageError("the write failed")
+        self._writer.execute("RELEASE job")
+
+    def _run(self, connection: sqlite3.Connection, script: Script[T]) -> T:
+        dialect = self.dialect
+        try:
+            step = next(script)
+            while True:
+                if isinstance(step, Many):
+                    # One statement for many rows: each statement gives up and takes back the
+                    # interpreter's lock, which a busy main thread lends every 5 ms only.
+                    for at in range(0, len(step.values), _ROWS):
+                        some = step.values[at : at + _ROWS]
+                        connection.execute(*step.statement.bind_rows(dialect, some))
+                    step = script.send([])
+                else:
+                    bound = step.statement.bind(dialect, step.values)
+                    step = script.send(connection.execute(*bound).fetchall())
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            script.close()
+
+
+@lru_cache(maxsize=64)
+def _words(code: str) -> str:
+    return code.removeprefix("SQLITE_").replace("_", " ").lower()
+
+
+def _storage_error(error: sqlite3.Error) -> StorageError:
+    """What SQLite says, without values; its own messages name columns only."""
+    code = getattr(error, "sqlite_errorname", None)
+    what = f"{error}" + (f" ({_words(code)})" if code else "")
+    return StorageError(f"the database cannot be used: {what}")

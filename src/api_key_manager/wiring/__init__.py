@@ -1,0 +1,14 @@
+"""The only room that names backends: settings become a running manager here."""
+
+from api_key_manager.wiring.care import Finding, backup, diagnose, upgrade
+from api_key_manager.wiring.deployment import Deployment, open_deployment, open_manager
+
+__all__ = [
+    "Deployment",
+    "Finding",
+    "backup",
+    "diagnose",
+    "open_deployment",
+    "open_manager",
+    "upgrade",
+]

@@ -1,0 +1,184 @@
+"""Looking after a database: upgrade, backup, and a check of everything that can be checked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from api_key_manager.config import Settings
+from api_key_manager.core.exceptions import (
+    APIKeyManagerException,
+    ConfigurationError,
+    EncryptionError,
+    StorageError,
+)
+from api_key_manager.core.models import ADMIN_REALM, KEY_REALM, KeyQuery
+from api_key_manager.core.records import open_record
+from api_key_manager.storage import SqliteDriver
+from api_key_manager.storage.schema import HEAD, current
+from api_key_manager.wiring.deployment import Deployment, open_deployment
+from api_key_manager.wiring.places import database_path
+
+__all__ = ["Finding", "backup", "diagnose", "upgrade"]
+
+_PAGE = 500
+_SHOWN = 10
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    level: Literal["ok", "warning", "error"]
+    topic: str
+    message: str
+
+
+async def upgrade(settings: Settings) -> str:
+    """Make the database, or bring it to this version's schema.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ConfigurationError, StorageError: it cannot be done.
+    """
+    path = _file(settings)
+    before = current(path) if path.exists() else None
+    async with open_deployment(settings, background=False):
+        pass
+    if before == HEAD:
+        return f"{path} is up to date (schema {HEAD})"
+    return f"{path}: schema {before} -> {HEAD}" if before else f"{path} was made (schema {HEAD})"
+
+
+def _file(settings: Settings) -> Path:
+    path = database_path(settings)
+    if path is None:
+        raise ConfigurationError("DATABASE_URL: memory:// has no file to look after")
+    return path
+
+
+async def backup(
+    settings: Settings, target: Path, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Copy the database to a new file while it is in use. The master key is not in it.
+
+    Args:
+        target: must not exist.
+        progress: called with pages left and pages in all.
+
+    Raises:
+        ConfigurationError: no database, or the target exists or cannot be written.
+        StorageError: the copy failed; nothing is left of it.
+    """
+    path = _file(settings)
+    if not path.exists():
+        raise ConfigurationError(f"there is no database at {path}")
+    await asyncio.to_thread(_copy, path, target, progress)
+
+
+def _copy(path: Path, target: Path, progress: Callable[[int, int], None] | None) -> None:
+    try:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise ConfigurationError(f"{target} exists already: name a new file") from None
+    except OSError as error:
+        raise ConfigurationError(f"{target} cannot be written: {error.strerror}") from None
+    driver = None
+    try:
+        driver = SqliteDriver(path)
+        driver.backup(target, progress)
+    except BaseException:
+        target.unlink()
+        raise
+    finally:
+        if driver is not None:
+            driver.close()
+
+
+async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
+    """Check settings, files, keys and records; yields what it finds as it goes."""
+    path = database_path(settings)
+    if path is None:
+        yield Finding("warning", "database", "keys live in memory and end with the process")
+        return
+    if not path.exists():
+        yield Finding("error", "database", f"there is no database at {path}")
+        return
+    try:
+        async with open_deployment(settings, create=False, background=False) as deployment:
+            yield Finding("ok", "database", f"{path}, schema {HEAD}")
+            yield Finding("ok", "master key", f"{deployment.master_key} opens the database")
+            for finding in _files(settings, path, deployment):
+                yield finding
+            async for finding in _records(deployment):
+                yield finding
+    except (ConfigurationError, EncryptionError) as error:
+        yield Finding("error", "configuration", str(error))
+    except (StorageError, APIKeyManagerException) as error:
+        yield Finding("error", "database", str(error))
+
+
+def _files(settings: Settings, path: Path, deployment: Deployment) -> list[Finding]:
+    found = []
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        found.append(Finding("warning", "database", f"others may read it: chmod 600 {path}"))
+    if settings.AKM_ADMIN_TOKEN:
+        found.append(
+            Finding("warning", "admin token", "AKM_ADMIN_TOKEN is set and opens everything")
+        )
+    if not settings.AKM_MASTER_KEY:
+        found.append(
+            Finding(
+                "ok",
+                "backup",
+                f"a backup needs the master key beside it: save {deployment.master_key}",
+            )
+        )
+    return found
+
+
+async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
+    """Every record must fit its MAC and open; static signatures are worth a word."""
+    manager = deployment.manager
+    broken: list[str] = []
+    static: list[str] = []
+    count = 0
+    for realm in (KEY_REALM, ADMIN_REALM):
+        query = KeyQuery(realm=realm, limit=_PAGE)
+        while True:
+            page = await manager.store.find(query)
+            for record in page.items:
+                count += 1
+                if record.static_used_at is not None and record.min_scheme == "static":
+                    static.append(record.key_id)
+                try:
+                    open_record(record, manager.box)
+                except EncryptionError:
+                    broken.append(record.key_id)
+            if page.next_cursor is None:
+                break
+            query = replace(query, after=page.next_cursor)
+    if broken:
+        yield Finding(
+            "error", "records", f"{len(broken)} of {count} were edited or damaged: {_some(broken)}"
+        )
+    else:
+        yield Finding("ok", "records", f"all {count} fit their MACs and open")
+    if static:
+        yield Finding(
+            "warning", "static signatures",
+            f"{len(static)} keys still use them, which can be replayed: {_some(static)}",
+        )  # fmt: skip
+    else:
+        yield Finding("ok", "static signatures", "no key has used one")
+
+
+def _some(key_ids: list[str]) -> str:
+    more = len(key_ids) - _SHOWN
+    return ", ".join(key_ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,282 @@
+"""Settings in, a running manager out; everything that runs has its one owner here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from api_key_manager.cache import Follower
+from api_key_manager.config import Settings
+from api_key_manager.core.exceptions import ConfigurationError, EncryptionError, StorageError
+from api_key_manager.core.manager import KeyManager
+from api_key_manager.core.memory import MemoryIdempotency, MemoryStore
+from api_key_manager.core.ports import IdempotencyStore
+from api_key_manager.core.recorder import Recorder
+from api_key_manager.core.records import RecordCache
+from api_key_manager.core.validator import AsyncAPIKeyValidator
+from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, WrappedKey
+from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, scripts, upgrade
+from api_key_manager.storage.feed import SqliteFeed
+from api_key_manager.wiring.first_token import mint_first_token
+from api_key_manager.wiring.places import database_path, find_master_key, key_path
+from api_key_manager.wiring.supervisor import Supervisor, every
+
+__all__ = ["Deployment", "open_deployment", "open_manager"]
+
+_log = logging.getLogger(__name__)
+_SWEEP_SECONDS = 1.0
+_PRUNE_SECONDS = 30.0
+_FEED_KEPT_SECONDS = 3600
+
+
+class Deployment:
+    """A manager with its backends and whatever runs for it.
+
+    Attributes:
+        settings: what it was made from.
+        manager: ready for use.
+        idempotency: requests that may be sent again.
+        database: where the data is, in words.
+        master_key: where the master key is, in words.
+        first_token: the admin token minted just now, once in a database's life.
+        first_token_file: where that token was put, when no terminal could show it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        manager: KeyManager,
+        idempotency: IdempotencyStore,
+        database: str,
+        master_key: str,
+    ) -> None:
+        self.settings = settings
+        self.manager = manager
+        self.idempotency = idempotency
+        self.database = database
+        self.master_key = master_key
+        self.first_token: str | None = None
+        self.first_token_file: Path | None = None
+        self.follower: Follower | None = None
+        self.supervisor = Supervisor()
+        self._audit_problem: str | None = None
+
+    def problems(self) -> list[str]:
+        """Why this process should get no requests right now; empty when it should."""
+        found = self.supervisor.problems()
+        if self.follower is not None and self.follower.problem is not None:
+            found.append(self.follower.problem)
+        if self._audit_problem is not None:
+            found.append(self._audit_problem)
+        return found
+
+    async def flush(self) -> None:
+        """Write what waits for the audit log; when that fails, it waits on."""
+        try:
+            await self.manager.recorder.flush(self.manager.clock())
+        except StorageError as error:
+            if self._audit_problem is None:
+                _log.error("the audit log cannot be written: %s", error)
+            self._audit_problem = f"the audit log cannot be written: {error}"
+        else:
+            self._audit_problem = None
+
+    async def sweep(self) -> None:
+        """Make ends that have passed permanent."""
+        try:
+            await self.manager.sweep()
+        except StorageError as error:
+            _log.warning("ends could not be written: %s", error)
+
+    async def mint_first_token(self, *, on_terminal: bool) -> None:
+        """Mint the admin token that a database gets once, unless one comes from the settings.
+
+        Args:
+            on_terminal: whether somebody will see it; else it goes into a file.
+
+        Raises:
+            ConfigurationError: the file cannot be written.
+        """
+        if self.settings.AKM_ADMIN_TOKEN:
+            return
+        file = None
+        store = self.manager.store
+        if not on_terminal and isinstance(store, SqlStore):
+            origin, _, _ = store.driver.read(scripts.describe())
+            file = key_path(self.settings, origin).parent / f"{origin}.admin-token"
+        self.first_token = await mint_first_token(self.manager, file)
+        self.first_token_file = file if self.first_token else None
+
+    async def close(self) -> None:
+        """Stop what runs, write what waits, let go of the store."""
+        await self.supervisor.stop()
+        try:
+            await self.manager.recorder.flush(self.manager.clock(), uses=True)
+        except StorageError as error:
+            _log.error("%d audit events are lost: %s", self.manager.recorder.depth, error)
+        await self.manager.store.close()
+
+
+@asynccontextmanager
+async def open_manager(
+    url_or_settings: str | Settings | None = None, **overrides: Any
+) -> AsyncIterator[KeyManager]:
+    """A manager on a database, with caching and batched audit writes.
+
+    Args:
+        url_or_settings: ``sqlite:///path/to/file.db``, ``memory://``, or settings; the
+            environment and ``.env`` when left out.
+        **overrides: settings by name, as ``TOKEN_PREFIX="acme"``.
+
+    Raises:
+        ConfigurationError: a setting, or the master key, is missing or wrong.
+        StorageError: the database cannot be opened.
+    """
+    if isinstance(url_or_settings, Settings):
+        if overrides:
+            raise ConfigurationError("pass settings or overrides, not both")
+        settings = url_or_settings
+    else:
+        if url_or_settings is not None:
+            overrides["DATABASE_URL"] = url_or_settings
+        settings = Settings.load(**overrides)
+    async with open_deployment(settings) as deployment:
+        yield deployment.manager
+
+
+@asynccontextmanager
+async def open_deployment(
+    settings: Settings, *, create: bool = True, background: bool = True
+) -> AsyncIterator[Deployment]:
+    """Everything that a server or a command needs, running.
+
+    Args:
+        settings: checked settings.
+        create: whether a database that does not exist is made.
+        background: whether to follow changes and write in batches; without, every verdict is
+            read from and written to the store at once.
+
+    Raises:
+        ConfigurationError: a setting or the master key is missing, wrong, or not built yet.
+        StorageError: the database cannot be opened.
+    """
+    settings.require_built()
+    path = database_path(settings)
+    deployment = (
+        _in_memory(settings, background=background)
+        if path is None
+        else await _on_sqlite(settings, path, create=create, background=background)
+    )
+    try:
+        if background:
+            _start(deployment)
+        yield deployment
+    finally:
+        await deployment.close()
+
+
+def _validator(settings: Settings) -> AsyncAPIKeyValidator:
+    return AsyncAPIKeyValidator(
+        validation_window_minutes=settings.VALIDATION_WINDOW_MINUTES,
+        clock_skew_tolerance_seconds=settings.CLOCK_SKEW_TOLERANCE_SECONDS,
+        cache_ttl_seconds=settings.CACHE_TTL_SECONDS,
+        allow_static_signatures=settings.ALLOW_STATIC_SIGNATURES,
+    )
+
+
+def _in_memory(settings: Settings, *, background: bool) -> Deployment:
+    idempotency = MemoryIdempotency()
+    store = MemoryStore(receipts=idempotency)
+    manager = KeyManager(
+        _validator(settings),
+        store=store,
+        prefix=settings.TOKEN_PREFIX,
+        nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
+        cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=True),
+        recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
+        background=background,
+    )
+    return Deployment(
+        settings, manager, idempotency, "in memory, gone when this process ends", "none needed"
+    )
+
+
+async def _on_sqlite(
+    settings: Settings, path: Path, *, create: bool, background: bool
+) -> Deployment:
+    await asyncio.to_thread(_prepare, path, create)
+    driver = SqliteDriver(path)
+    try:
+        box, where = await _open_box(settings, driver)
+        store = SqlStore(driver)
+        manager = KeyManager(
+            _validator(settings),
+            store=store,
+            box=box,
+            nonces=SqlNonceStore(driver),
+            prefix=settings.TOKEN_PREFIX,
+            nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
+            # Without a follower the cache has no lease: every record is read anew.
+            cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=False),
+            recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
+            background=background,
+        )
+    except BaseException:
+        await asyncio.to_thread(driver.close)
+        raise
+    return Deployment(settings, manager, store, str(path), where)
+
+
+def _prepare(path: Path, create: bool) -> None:
+    if not create and not path.exists():
+        raise ConfigurationError(
+            f"there is no database at {path}: `akm serve` or `akm db upgrade` makes one,"
+            " DATABASE_URL names another"
+        )
+    upgrade(path)
+
+
+async def _open_box(settings: Settings, driver: SqliteDriver) -> tuple[EnvelopeBox, str]:
+    origin, _, _ = driver.read(scripts.describe())
+    known = driver.read(scripts.read_keyring())
+    master = find_master_key(settings, driver.path, origin, make=not known)
+    if not known:
+        minted = [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)]
+        # Of two first starts at once the one that comes second uses what the first put in.
+        known = await driver.write(scripts.found_keyring(minted, time.time_ns() // 1000))
+    try:
+        keyring = Keyring(master, [WrappedKey(*row) for row in known])
+    except EncryptionError as error:
+        raise ConfigurationError(f"{error}: {driver.path} was made with another one") from None
+    return EnvelopeBox(master, keyring), master.source
+
+
+def _start(deployment: Deployment) -> None:
+    manager, supervisor, settings = deployment.manager, deployment.supervisor, deployment.settings
+    store = manager.store
+    if isinstance(store, SqlStore):
+        deployment.follower = Follower(
+            SqliteFeed(store.driver), manager.records, bound=settings.REVOCATION_BOUND_SECONDS
+        )
+        deployment.follower.catch_up()
+        deployment.follower.problem = None
+        supervisor.start("follower", deployment.follower.run)
+        supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
+    supervisor.start("audit", every(settings.AUDIT_FLUSH_SECONDS, deployment.flush))
+    supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
+
+
+async def _prune(deployment: Deployment, store: SqlStore) -> None:
+    """Drop what no longer serves: used nonces that have ended, old rows of the feed."""
+    now = deployment.manager.clock()
+    try:
+        while await SqlNonceStore(store.driver).prune(now):
+            pass
+        await store.driver.write(scripts.prune_feed(int((now - _FEED_KEPT_SECONDS) * 1_000_000)))
+    except StorageError as error:
+        _log.warning("old nonces could not be removed: %s", error)

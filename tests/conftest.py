@@ -1,0 +1,56 @@
+"""What every test may ask for: a clock to set, and the outside test vectors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# One example may be slow on a busy machine; what is slow every time shows in the run's total.
+settings.register_profile(
+    "akm", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("akm")
+
+
+class Clock:
+    """Unix seconds that stand still until a test moves them."""
+
+    def __init__(self, now: float = 1_760_000_000) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    @property
+    def seconds(self) -> int:
+        """As a caller would write it into a timestamp."""
+        return int(self.now)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Any:
+    """A reader of outside vectors by file name; skips the test where they are not at hand."""
+
+    def read(name: str) -> Any:
+        folder = Path(os.environ.get("AKM_VECTORS") or ROOT.parent / "shared" / "vectors")
+        path = folder / name
+        if not path.is_file():
+            pytest.skip(f"{name} is not at hand: set AKM_VECTORS to the folder that holds it")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return read
