@@ -44,7 +44,7 @@ def run(
     """Run a program to its end; ``cwd`` is its home too."""
     return subprocess.run(
         command, cwd=cwd, input=text, env=clean_environment(cwd, **env), capture_output=True,
-        encoding="utf-8", timeout=120, check=False,
+        encoding="utf-8", timeout=60, check=False,
     )  # fmt: skip
 
 

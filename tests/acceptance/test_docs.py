@@ -7,8 +7,9 @@ more:
 
 - ``<!-- continue -->``: the block goes on where the one before it in the same language ended;
 - ``<!-- skip: reason -->``: it is not run;
-- ``<!-- output -->``: it is no snippet, but what the snippet before it prints. ``…`` stands for
-  anything. A ``json`` block fits when names and types of all members do.
+- ``<!-- output -->``: it is no snippet, but what the snippet before it prints on standard output.
+  ``…`` stands for anything. A ``json`` block fits when names and types of all members do;
+- ``<!-- same output -->``: the block prints what the snippet before it prints.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -94,6 +94,8 @@ def snippets(page: Path) -> list[Block]:
         if "output" in block.markers:
             found[-1].shows = block
         elif block.language in RUNNABLE:
+            if "same output" in block.markers:
+                block.shows = found[-1].shows
             found.append(block)
     return found
 
@@ -178,14 +180,15 @@ def test_sh(chain: list[Block], tmp_path: Path):
     check_printed(chain, output([tool("sh"), "-s"], tmp_path, text))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def listening(log: Path) -> str:
+    """The URL that the server says it listens on, as soon as it does."""
+    said = re.search(r"http://[0-9.]+:\d+", log.read_text(encoding="utf-8"))
+    return said[0] if said else ""
 
 
 def ready(url: str) -> bool:
+    if not url:
+        return False
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
             status: int = answer.status
@@ -197,9 +200,7 @@ def ready(url: str) -> bool:
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[str]:
     """A server that was started in an empty folder, as the README says; gives its URL."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    env = clean_environment(folder, PORT=str(port), AKM_ADMIN_TOKEN=ADMIN_TOKEN)
+    env = clean_environment(folder, PORT="0", AKM_ADMIN_TOKEN=ADMIN_TOKEN)
     log = folder / "server.log"
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
@@ -208,7 +209,7 @@ def server(folder: Path) -> Iterator[str]:
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 30
-            while not ready(url):
+            while not ready(url := listening(log)):
                 alive = process.poll() is None and time.monotonic() < deadline
                 assert alive, f"the server is not ready:\n{log.read_text(encoding='utf-8')}"
                 time.sleep(0.05)
@@ -236,17 +237,17 @@ def test_commands(page: Path, tmp_path: Path):
         if any(program in block.text for block in blocks):
             tool(program)
     with server(tmp_path) as url:
-        text = "set -euo pipefail\nexec 2>&1\n"
+        text = "set -euo pipefail\n"
         for block in blocks:
             text += f"printf '{SEPARATOR}# {block.place}\\n'\n{block.text}"
         done = subprocess.run(
             [bash, "-c", text.replace(PUBLISHED_URL, url)], cwd=tmp_path, check=False, timeout=120,
             env=clean_environment(tmp_path, AKM_TOKEN=ADMIN_TOKEN), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+            capture_output=True, encoding="utf-8",
         )  # fmt: skip
         said = (tmp_path / "server.log").read_text(encoding="utf-8")
     printed = done.stdout.replace(url, PUBLISHED_URL)
-    assert done.returncode == 0, f"{printed}\n\nThe server said:\n{said}"
+    assert done.returncode == 0, f"{printed}\n{done.stderr}\n\nThe server said:\n{said}"
     parts = [part.partition("\n")[2] for part in printed.split(SEPARATOR)[1:]]
     check_printed(blocks, SEPARATOR.join(parts))
     assert "Traceback" not in said, said

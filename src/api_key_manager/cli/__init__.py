@@ -1,4 +1,4 @@
-"""The command line, ``akm``. Commands import what they need when they run, so that help is quick."""
+"""The command line, ``akm``. Commands import what they need when they run: help must be quick."""
 
 from __future__ import annotations
 

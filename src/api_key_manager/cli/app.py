@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,15 @@ from typer.core import TyperGroup
 
 from api_key_manager import __version__
 from api_key_manager.cli import audit, credentials, database, keys, serving, tokens
-from api_key_manager.cli.errors import INTERRUPTED, NOBODY_READS, debugging, explain, trace
+from api_key_manager.cli.errors import (
+    INTERRUPTED,
+    MISUSE,
+    NOBODY_READS,
+    debugging,
+    expected,
+    explain,
+    trace,
+)
 from api_key_manager.cli.options import Json
 from api_key_manager.cli.output import document
 
@@ -29,15 +38,18 @@ class _Group(TyperGroup):
             _let_go_of_stdout()
             raise typer.Exit(NOBODY_READS) from None
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # the rest of the options passes through
+        self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         extra["prog_name"] = "akm"
-        code = _guarded(lambda: super(_Group, self).main(*args, standalone_mode=False, **extra))
+        call = super().main
+        code = _guarded(lambda: call(args, standalone_mode=False, **extra))
         if standalone_mode:
             sys.exit(code)
         return code
 
 
-def _guarded(call: Any) -> int:
+def _guarded(call: Callable[[], object]) -> int:
     try:
         try:
             result = call()
@@ -55,9 +67,9 @@ def _guarded(call: Any) -> int:
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the help itself, no error
             sys.stderr.write(f"{error}\n" if str(error) else "")
-            return 2
+            return MISUSE
         message, code = explain(error)
-        if debugging():
+        if not expected(error) and debugging():
             sys.stderr.write(trace(error))
         sys.stderr.write(f"akm: {message}\n")
         return code
@@ -76,7 +88,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # Boxes are for eyes; a pipe gets plain help.
     rich_markup_mode="rich" if sys.stdout.isatty() else None,
-    help="Issue, validate, rotate, revoke and audit API keys.",
     epilog="Exit codes: 0 done, 1 refused, 2 usage or configuration.",
 )
 app.add_typer(keys.app, name="keys")

@@ -25,6 +25,10 @@ T = TypeVar("T")
 
 PAGE: Final = 1000
 _TIMEOUT: Final = httpx.Timeout(30, connect=5)
+# httpx would send even these through HTTP_PROXY, the token included.
+_NO_PROXY: Final[dict[str, httpx.AsyncBaseTransport | None]] = {
+    f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")
+}
 # What the server says of the call itself: its token, its form. The rest is a refusal.
 _MISUSE_STATUSES: Final = frozenset({400, 401, 405, 413, 415, 422})
 
@@ -63,7 +67,7 @@ class Api:
                 hold a secret that is shown only once.
 
         Returns:
-            The JSON of the answer; ``None`` when it has none.
+            The JSON object of the answer; ``None`` when it has no body.
 
         Raises:
             Failure: no answer, or a refusal.
@@ -88,12 +92,10 @@ class Api:
         if response.is_success:
             if not response.content:
                 return None
-            try:
-                return response.json()
-            except ValueError:
-                raise Failure(
-                    f"{self._where} does not answer as an API key manager does", MISUSE
-                ) from None
+            answer = _json_object(response)
+            if answer is None:
+                raise self._strange()
+            return answer
         status = response.status_code
         if status == 401 and self._remote:
             raise Failure(f"{self._where} does not accept AKM_TOKEN", MISUSE, status=status)
@@ -104,6 +106,9 @@ class Api:
             raise Failure("internal error; DEBUG=true shows the traceback", status=status)
         code = MISUSE if status in _MISUSE_STATUSES else REFUSED
         raise Failure(_problem(response), code, status=status)
+
+    def _strange(self) -> Failure:
+        return Failure(f"{self._where} does not answer as an API key manager does", MISUSE)
 
     async def pages(
         self, path: str, query: Mapping[str, Any], *, most: int | None = None
@@ -120,9 +125,11 @@ class Api:
         while left is None or left > 0:
             limit = PAGE if left is None else min(PAGE, left)
             answer = await self.call("GET", path, query={**query, "limit": limit, "cursor": cursor})
-            items: list[dict[str, Any]] = answer["items"]
+            items = answer.get("items")
+            if not isinstance(items, list):
+                raise self._strange()
             yield items
-            cursor = answer["next_cursor"]
+            cursor = answer.get("next_cursor")
             if cursor is None:
                 return
             left = None if left is None else left - len(items)
@@ -143,13 +150,18 @@ def _why(error: httpx.ConnectError) -> str:
     return f": {error}" if str(error) else ""
 
 
+def _json_object(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        value = response.json()
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _problem(response: httpx.Response) -> str:
     """What a problem document (RFC 9457) says; the status for anything else."""
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = None
-    said = problem.get("detail") if isinstance(problem, dict) else None
+    problem = _json_object(response) or {}
+    said = problem.get("detail")
     if not isinstance(said, str) or not said:
         return f"the server answered {response.status_code} {response.reason_phrase}"
     field, request_id = problem.get("field"), problem.get("request_id")
@@ -196,7 +208,9 @@ async def connect(url: str | None) -> AsyncIterator[Api]:
     if not (token.isascii() and token.isprintable()) or " " in token:
         raise Failure("AKM_TOKEN is no token: printable ASCII without spaces is expected", MISUSE)
     headers = {"Authorization": f"Bearer {token}", "User-Agent": f"akm/{__version__}"}
-    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=_TIMEOUT) as http:
+    async with httpx.AsyncClient(
+        base_url=base, headers=headers, timeout=_TIMEOUT, mounts=_NO_PROXY
+    ) as http:
         yield Api(http, base, remote=True)
 
 

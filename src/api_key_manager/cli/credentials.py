@@ -27,9 +27,9 @@ _LOCAL_SERVER = "http://127.0.0.1:5000"
 
 
 def validate(
-    key_id: Annotated[str | None, typer.Argument(metavar="[KEY_ID]")] = None,
+    key_id: Annotated[str | None, typer.Argument(metavar="KEY_ID")] = None,
     signature: Annotated[
-        str | None, typer.Argument(metavar="[SIGNATURE]", help="64 hex digits.")
+        str | None, typer.Argument(metavar="SIGNATURE", help="64 hex digits.")
     ] = None,
     timestamp: Annotated[
         int | None, typer.Option("--timestamp", metavar="N", help="Unix seconds, as signed.")
@@ -51,7 +51,10 @@ def validate(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Judge a signature or a bearer token: exit code 0 when valid, 1 when refused."""
+    """Judge a signature or a bearer token.
+
+    Exit code 0 when it is valid, 1 when it is refused.
+    """
     from api_key_manager.cli.client import single
 
     body: dict[str, Any] = {}
@@ -103,10 +106,11 @@ def sign(
     ] = _LOCAL_SERVER,
     json: Json = False,
 ) -> None:
-    """Sign as a caller does, and print a curl line that has the signature validated.
+    """Sign as a caller does, and print a curl line.
 
     The secret comes from AKM_SECRET, from standard input, or from a hidden prompt. No database
-    and no server is needed. The curl line takes an admin token from AKM_TOKEN.
+    and no server is needed. The curl line has the signature validated, and takes an admin token
+    from the variable AKM_TOKEN.
     """
     check_key_id(key_id)
     instant = _instant(timestamp)
@@ -156,7 +160,7 @@ def _checked(url: str) -> str:
 
 def _curl(url: str, body: dict[str, Any]) -> str:
     """A line for any POSIX shell. The admin token stays a variable, so it can be shown around."""
-    words = ["curl", "-sS", "-g", f"{url}/v1/validate",
+    words = ["curl", "-sS", "-g", "-w", r"\n", f"{url}/v1/validate",
              "-H", "Content-Type: application/json", "-d", jsonlib.dumps(body)]  # fmt: skip
     # Double quotes for this one: the shell shall put the token in.
     return f'{shlex.join(words)} -H "Authorization: Bearer $AKM_TOKEN"'

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from api_key_manager.cli.errors import REFUSED
+from api_key_manager.cli.errors import REFUSED, one_line
 from api_key_manager.cli.options import Json
-from api_key_manager.cli.output import document, note, one_line, progress
+from api_key_manager.cli.output import document, note, progress
 from api_key_manager.core.exceptions import APIKeyManagerException
 
 __all__ = ["app", "doctor"]
@@ -46,20 +46,18 @@ def backup(
 
     settings = load_settings()
 
-    async def job() -> str:
+    async def job() -> str | None:
         with progress("pages", beside=target) as bar:
             await copy(settings, target, lambda left, total: bar(total - left, total))
-        # After the copy, which must also be had when the master key is lost.
-        async with open_deployment(settings, create=False, background=False) as deployment:
-            return deployment.master_key
+        try:
+            async with open_deployment(settings, create=False, background=False) as deployment:
+                return deployment.master_key
+        except APIKeyManagerException as error:
+            # A copy must also be had when the key is missing: it may turn up again.
+            note(f"akm: the backup is made, but its master key was not found: {error}")
+            return None
 
-    try:
-        where = run(job())
-    except APIKeyManagerException as error:
-        if not target.exists():
-            raise
-        note(f"The backup is made, but its master key was not found: {error}")
-        where = None
+    where = run(job())
     path = str(target.absolute())
     if json:
         document({"backup": path, "master_key": where})
@@ -78,7 +76,10 @@ def _keep_the_key(where: str) -> str:
 
 
 def doctor(json: Json = False) -> None:
-    """Check settings, files, the master key and every record; exit code 1 on an error."""
+    """Check files, the master key and every record.
+
+    Exit code 1 when something is wrong.
+    """
     from api_key_manager.cli.client import run
     from api_key_manager.cli.local import load_settings
 

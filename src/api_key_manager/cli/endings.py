@@ -19,7 +19,7 @@ _SHOWN = 10
 
 def revoke(
     key_id: Annotated[
-        str | None, typer.Argument(metavar="[KEY_ID]", help="The key; or name filters.")
+        str | None, typer.Argument(metavar="KEY_ID", help="The key; or name filters.")
     ] = None,
     reason: Annotated[
         str | None, typer.Option("--reason", help="For the record and the audit log.")

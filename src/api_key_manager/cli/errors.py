@@ -31,6 +31,7 @@ __all__ = [
     "REFUSED",
     "Failure",
     "debugging",
+    "expected",
     "explain",
     "one_line",
     "redact",
@@ -119,6 +120,11 @@ def _place(error: Exception) -> str:
         return name
     last = frames[-1]
     return f"{name} in {last.name}, {os.path.basename(last.filename)}:{last.lineno}"  # noqa: PTH119 - a name, not a path
+
+
+def expected(error: Exception) -> bool:
+    """Whether the line says it all, so that a traceback would add nothing."""
+    return isinstance(error, Failure) or hasattr(error, "format_message")
 
 
 def trace(error: Exception) -> str:

@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION: Final = re.compile(r"(?:\d{1,9}[smhdw])+")
-_PART: Final = re.compile(r"(\d+)([smhdw])")
+_DURATION: Final = re.compile(r"(?:[0-9]{1,9}[smhdw])+")
+_PART: Final = re.compile(r"([0-9]+)([smhdw])")
 _MOST_SECRET: Final = 4096
 
 

@@ -103,7 +103,7 @@ def _described(key: dict[str, Any]) -> dict[str, Any]:
 @app.command("create")
 def create(
     key_id: Annotated[
-        str | None, typer.Argument(metavar="[KEY_ID]", help="Minted when left out.")
+        str | None, typer.Argument(metavar="KEY_ID", help="Minted when left out.")
     ] = None,
     kind: Annotated[
         str, typer.Option("--kind", metavar="KIND", help="signed or bearer.")

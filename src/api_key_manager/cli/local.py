@@ -39,17 +39,22 @@ def load_settings() -> Settings:
 
 def log_to_stderr(settings: Settings) -> None:
     """What the rooms below have to say goes to standard error, under the name of the command."""
-    logging.basicConfig(level=logging.WARNING, format="akm: %(message)s")
+    root = logging.getLogger()
+    if root.handlers:
+        return  # whoever runs this in a program of their own has decided already
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("akm: %(message)s"))
     if not settings.DEBUG:
         # A request that fails here is reported by the command itself.
-        logging.getLogger("api_key_manager.server").setLevel(logging.CRITICAL)
+        handler.addFilter(lambda record: not record.name.startswith("api_key_manager.server"))
+    root.addHandler(handler)
 
 
 @asynccontextmanager
 async def local_transport() -> AsyncIterator[httpx.AsyncBaseTransport]:
     """Calls into the application. Who may read the database and the master key needs no token."""
     settings = load_settings()
-    from api_key_manager.server import build_app
+    from api_key_manager.server.app import build_app
     from api_key_manager.server.auth import Principal
     from api_key_manager.wiring import open_deployment
 

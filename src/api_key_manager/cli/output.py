@@ -1,4 +1,4 @@
-"""How answers are printed: tables and colour on a terminal, plain lines elsewhere, JSON on demand."""
+"""How answers are printed: tables and colour on a terminal, plain lines elsewhere, or JSON."""
 
 from __future__ import annotations
 
@@ -34,8 +34,15 @@ def console(stream: TextIO) -> Console:
     """Rich on a stream."""
     from rich.console import Console
 
-    # Rich would colour a pipe when FORCE_COLOR is set; only a terminal shall see colour.
-    return Console(file=stream, force_terminal=stream.isatty(), highlight=False, markup=False)
+    return Console(
+        file=stream,
+        # Rich would colour a pipe when FORCE_COLOR is set; only a terminal shall see colour.
+        force_terminal=stream.isatty(),
+        # Rich by itself would leave bold and dim in spite of NO_COLOR.
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        highlight=False,
+        markup=False,
+    )
 
 
 def document(value: Any) -> None:

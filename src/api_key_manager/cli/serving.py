@@ -17,7 +17,10 @@ def serve(
         int | None, typer.Option("--port", help="The port, instead of PORT; 0 for a free one.")
     ] = None,
 ) -> None:
-    """Run the server; makes the database at the first start. Settings: environment or .env."""
+    """Run the server.
+
+    Settings come from the environment or .env. The first start makes the database.
+    """
     from api_key_manager.config import Settings
 
     given: dict[str, Any] = {"HOST": host, "PORT": port}

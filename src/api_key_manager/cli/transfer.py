@@ -83,7 +83,7 @@ def import_(
     counts = run(job())
     note(
         f"{counts['imported']} imported ({counts['minted']} with a new secret or token,"
-        f" shown this once), {counts['failed']} not"
+        f" shown this once), {counts['failed']} failed"
     )
     if counts["failed"]:
         raise typer.Exit(REFUSED)

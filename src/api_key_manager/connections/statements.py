@@ -7,6 +7,7 @@ so the same script runs in a thread on SQLite and, awaited, on a database across
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ClauseElement
@@ -27,7 +28,7 @@ class Statement:
         tail: text behind an insert's values, where dialects agree on it (``ON CONFLICT``).
     """
 
-    __slots__ = ("_columns", "_compiled", "_construct", "_tail")
+    __slots__ = ("_columns", "_compiled", "_construct", "_inserts", "_tail")
 
     def __init__(
         self, construct: ClauseElement, columns: Sequence[str] | None = None, tail: str = ""
@@ -35,6 +36,7 @@ class Statement:
         self._construct = construct
         self._columns = columns
         self._tail = tail
+        self._inserts: dict[tuple[str, int], tuple[str, int]] = {}
         self._compiled: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {}
 
     def __call__(self, **values: Any) -> Step:
@@ -60,14 +62,26 @@ class Statement:
         bound = tuple([values[n] if n in values else defaults[n] for n in names])
         return sql + self._tail, bound
 
-    def bind_rows(
-        self, dialect: Dialect, rows: Sequence[Mapping[str, Any]]
-    ) -> tuple[str, list[Any]]:
-        """An insert of many rows as one statement, and all their values."""
-        sql, names, _ = self._compile(dialect)
-        head, _, one = sql.rpartition(" VALUES ")
-        text = f"{head} VALUES {', '.join([one] * len(rows))}{self._tail}"
-        return text, [row[name] for row in rows for name in names]
+    def bind_rows(self, dialect: Dialect, rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
+        """An insert of many rows as one statement, and all their values.
+
+        Raises:
+            ValueError: the rows have not one value for each column.
+        """
+        text, width = self._insert_of(dialect, len(rows))
+        values = list(chain.from_iterable(rows))
+        if len(values) != width * len(rows):
+            raise ValueError(f"each row needs {width} values")
+        return text, values
+
+    def _insert_of(self, dialect: Dialect, count: int) -> tuple[str, int]:
+        known = self._inserts.get((dialect.name, count))
+        if known is None:
+            sql, names, _ = self._compile(dialect)
+            head, _, one = sql.rpartition(" VALUES ")
+            known = f"{head} VALUES {', '.join([one] * count)}{self._tail}", len(names)
+            self._inserts[dialect.name, count] = known
+        return known
 
 
 class Step(NamedTuple):
@@ -78,10 +92,10 @@ class Step(NamedTuple):
 
 
 class Many(NamedTuple):
-    """One insert of many rows, none of them twice; nothing comes back."""
+    """One insert of many rows, each in the order of the columns; nothing comes back."""
 
     statement: Statement
-    values: Sequence[Mapping[str, Any]]
+    rows: Sequence[Sequence[Any]]
 
 
 Script = Generator[Step | Many, Rows, T]

@@ -38,8 +38,9 @@ class BoundedTTLMap(Generic[K, V]):
 
     def get(self, key: K, now: float) -> V | None:
         """The value, or ``None`` when there is none or its time is over."""
-        entry = self._entries.get(key)
-        if entry is None:
+        try:
+            entry = self._entries[key]
+        except KeyError:
             self.misses += 1
             return None
         if now >= entry[_EXPIRES]:
@@ -53,22 +54,23 @@ class BoundedTTLMap(Generic[K, V]):
 
     def put(self, key: K, value: V, expires: float) -> None:
         """Keep ``value`` until ``expires``; the oldest entry nobody asked for makes room."""
-        if self.max_entries <= 0:
+        entries = self._entries
+        if len(entries) >= self.max_entries and key not in entries and not self._evict():
             return
-        self._entries.pop(key, None)
-        while len(self._entries) >= self.max_entries:
-            self._evict()
-        self._entries[key] = [value, expires, False]
+        entries[key] = [value, expires, False]
 
-    def _evict(self) -> None:
-        while True:
-            oldest = next(iter(self._entries))
-            entry = self._entries.pop(oldest)
+    def _evict(self) -> bool:
+        """Make room for one; says whether there was anything to throw out."""
+        entries = self._entries
+        while entries:
+            oldest = next(iter(entries))
+            entry = entries.pop(oldest)
             if not entry[_SEEN]:
                 self.evictions += 1
-                return
+                return True
             entry[_SEEN] = False
-            self._entries[oldest] = entry
+            entries[oldest] = entry
+        return False
 
     def discard(self, key: K) -> None:
         self._entries.pop(key, None)

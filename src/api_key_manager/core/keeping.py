@@ -23,6 +23,7 @@ from api_key_manager.core.models import (
     AuditEvent,
     Change,
     Kind,
+    canonical_json,
     rfc3339,
 )
 from api_key_manager.core.ports import KeyStore, Receipt, SecretBox
@@ -106,7 +107,8 @@ class KeyLifeCycle:
         key_id = mint_id() if key_id is None else check_key_id(key_id)
         prefix = self.prefix if prefix is None else check_prefix(prefix)
         clean = clean_fields({"metadata": metadata, **fields}, kind)
-        if (clean.get("expires_at") or now + 1) <= now:
+        expires_at = clean.get("expires_at")
+        if expires_at is not None and expires_at <= now:
             raise ValidationError("expires_at: an instant in the future is allowed")
         if kind == "bearer":
             if secret is not None:
@@ -360,7 +362,14 @@ class KeyLifeCycle:
     ) -> AuditEvent:
         action = lifecycle.event_action(record, verb)
         return AuditEvent(
-            self._now(), action, record.key_id, by.actor, reason, by.ip, by.request_id, detail
+            self._now(),
+            action,
+            record.key_id,
+            by.actor,
+            reason,
+            by.ip,
+            by.request_id,
+            canonical_json(detail) if detail else None,
         )
 
     def _public(self, record: ApiKey) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from api_key_manager.core.models import (
     AuditEvent,
     Change,
     KeyVersion,
+    canonical_json,
     rfc3339,
 )
 
@@ -136,7 +137,8 @@ def settle(record: ApiKey, now: int) -> Change | None:
         if new.ended and not old.ended:
             detail = {"version": new.version, "ended_at": rfc3339(new.ends_at or now)}
             action = event_action(record, "version_ended")
-            events.append(AuditEvent(now, action, record.key_id, "system", detail=detail))
+            detail_json = canonical_json(detail)
+            events.append(AuditEvent(now, action, record.key_id, "system", detail_json=detail_json))
     settled = replace(record, revoked=revoked, expired=expired, versions=versions, updated_at=now)
     return Change(settled, record.revision, events)
 
@@ -144,7 +146,7 @@ def settle(record: ApiKey, now: int) -> Change | None:
 def _ended(record: ApiKey, now: int, verb: str, reason: Reason, at: int) -> AuditEvent:
     return AuditEvent(
         now, event_action(record, verb), record.key_id, "system", reason,
-        detail={"ended_at": rfc3339(at)},
+        detail_json=canonical_json({"ended_at": rfc3339(at)}),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.keeping import LIBRARY, KeyLifeCycle, Origin
 from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
 from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
-from api_key_manager.core.models import KEY_REALM, AuditQuery, Verdict
+from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
 from api_key_manager.core.policy import Presented, present
 from api_key_manager.core.ports import EmbeddedStore, KeyStore, NonceStore, SecretBox
 from api_key_manager.core.recorder import Recorder
@@ -71,7 +71,8 @@ class KeyManager(KeyLifeCycle):
         self._verifier = Verifier(
             store=self.store,
             records=self.records,
-            nonces=nonces or MemoryNonceStore(self.clock()),
+            # Claims in memory are no use to keys that outlive them: such a store refuses them all.
+            nonces=nonces or MemoryNonceStore(self.clock() if in_memory else float("inf")),
             recorder=self.recorder,
             rules=replace(self.validator.rules, nonce_window=nonce_window_seconds),
             write=self._write,
@@ -159,8 +160,11 @@ class KeyManager(KeyLifeCycle):
             KeyExpiredError, PermissionDeniedError, RateLimitExceededError, StorageError
         """
         presented = present(key_id, signature, timestamp, nonce, actor="library")
-        verdict = await self.verify_presented(presented)
-        if verdict:
+        now = self.clock()
+        verdict = self.verify_now(presented, now)
+        if verdict is None:
+            verdict = (await self._verifier.verify([presented], now))[0]
+        if verdict.reason is Reason.VALID:
             return True
         raise verdict.error()
 

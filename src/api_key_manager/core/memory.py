@@ -68,7 +68,7 @@ class MemoryIdempotency:
     def keep(self, receipt: Receipt) -> None:
         """Attach the answer to the request that was begun."""
         request = self._requests.get((receipt.scope, receipt.key))
-        if request is None:
+        if request is None or request.answer is not None:
             raise ConflictError("the request was not begun, or took too long")
         request.answer, request.expires_at = receipt.answer, receipt.expires_at
 
@@ -111,31 +111,37 @@ class MemoryStore:
     async def apply(
         self, changes: Sequence[Change], seal: Seal, receipt: Receipt | None = None
     ) -> list[ApiKey]:
+        done: list[ApiKey] = []
+        pending: dict[str, ApiKey] = {}
         for change in changes:
-            stored = self._keys.get(change.record.key_id)
+            key_id = change.record.key_id
+            stored = pending.get(key_id) or self._keys.get(key_id)
             if change.expected_revision is None:
                 if stored is not None:
                     raise KeyExistsError("key_id: this id is taken")
             elif stored is None or stored.revision != change.expected_revision:
                 raise ConflictError("the key was changed by somebody else meanwhile")
+            live = tuple(v for v in change.record.versions if not v.ended)
+            revision = self.revision + len(done) + 1
+            record = replace(change.record, revision=revision, versions=live)
+            pending[key_id] = record = replace(record, mac=seal(record))
+            done.append(record)
         if receipt is not None:
             self._receipts.keep(receipt)
-        return [self._put(change, seal) for change in changes]
+        # Nothing fails from here on: all or none.
+        for change, record in zip(changes, done, strict=True):
+            self._put(change, record)
+        return [self._with_use(record) for record in done]
 
-    def _put(self, change: Change, seal: Seal) -> ApiKey:
-        self.revision += 1
-        record = replace(change.record, revision=self.revision)
+    def _put(self, change: Change, record: ApiKey) -> None:
+        self.revision = record.revision
         history = self._history.setdefault(record.key_id, {})
-        for version in record.versions:
+        for version in change.record.versions:
             history[version.version] = replace(version, sealed=None, digest=None)
-        live = tuple(v for v in record.versions if not v.ended)
-        record = replace(record, versions=live)
-        record = replace(record, mac=seal(record))
         if record.key_id not in self._keys:
             insort(self._ids, record.key_id)
         self._keys[record.key_id] = record
         self._append(change.events)
-        return self._with_use(record)
 
     async def find(self, query: KeyQuery) -> Page[ApiKey]:
         return self.find_now(query)
@@ -155,7 +161,8 @@ class MemoryStore:
 
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
         due = (r for r in self._keys.values() if r.deleted_at is None)
-        return list(islice((r for r in due if (r.next_end or before + 1) <= before), limit))
+        ended = (r for r in due if r.next_end is not None and r.next_end <= before)
+        return list(islice(ended, limit))
 
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
         self.record_now(events, used)

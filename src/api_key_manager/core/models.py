@@ -6,7 +6,7 @@ Instants are integer microseconds since the Unix epoch (UTC) inside, RFC 3339 te
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -59,15 +59,19 @@ def _maybe(instant: int | None) -> str | None:
     return None if instant is None else rfc3339(instant)
 
 
+# Made once: json.dumps() makes an encoder per call when it is told anything unusual.
+_encode = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode
+
+
 def canonical_json(value: object) -> str:
     """One text for one value: sorted keys, no spaces, no NaN.
 
     Raises:
         ValueError, TypeError: the value has no JSON form.
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _encode(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +262,8 @@ class AuditEvent(NamedTuple):
     reason: str | None = None
     ip: str | None = None
     request_id: str | None = None
-    detail: Mapping[str, Any] | None = None
+    # Canonical JSON of an object. Text, so that what repeats on the hot path is written once.
+    detail_json: str | None = None
     # "count" is also a tuple method, hence the other name inside.
     times: int = 1
 
@@ -271,7 +276,7 @@ class AuditEvent(NamedTuple):
             "reason": self.reason,
             "ip": self.ip,
             "request_id": self.request_id,
-            "detail": dict(self.detail) if self.detail else {},
+            "detail": json.loads(self.detail_json) if self.detail_json else {},
             "count": self.times,
         }
 

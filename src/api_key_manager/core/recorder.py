@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from api_key_manager.core.addresses import vicinity
 from api_key_manager.core.exceptions import Reason, StorageError
-from api_key_manager.core.models import ADMIN_REALM, MICROSECONDS, AuditEvent, Use, Verdict
+from api_key_manager.core.models import (
+    ADMIN_REALM,
+    MICROSECONDS,
+    AuditEvent,
+    Use,
+    Verdict,
+    canonical_json,
+)
 from api_key_manager.core.policy import Presented
 from api_key_manager.core.ports import EmbeddedStore, KeyStore
 
@@ -20,7 +29,7 @@ _log = logging.getLogger(__name__)
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
-_PIECE = 2000
+_PIECE = 2048
 
 
 class _Folded:
@@ -42,7 +51,8 @@ class _Folded:
         if len(self.ids) == 1:
             return self.event._replace(times=self.count)
         ids = [key_id for key_id in self.ids if key_id is not None]
-        return self.event._replace(key_id=None, detail={"key_ids": ids}, times=self.count)
+        detail = canonical_json({"key_ids": ids})
+        return self.event._replace(key_id=None, detail_json=detail, times=self.count)
 
 
 class Recorder:
@@ -70,7 +80,8 @@ class Recorder:
         self._capacity = capacity
         self._events: list[AuditEvent] = []
         self._folded: dict[tuple[Any, ...], _Folded] = {}
-        self._used: dict[str, Use] = {}
+        self._used: dict[str, int] = {}
+        self._used_static: dict[str, int] = {}
         self._uses_due = 0.0
         self._flushing = asyncio.Lock()
         self._room = asyncio.Event()
@@ -87,24 +98,20 @@ class Recorder:
 
     def note(self, presented: Presented | None, verdict: Verdict, now: float) -> None:
         """Note one verdict. ``presented`` is ``None`` when nothing could be read."""
-        if verdict.reason is Reason.VALID and presented is not None:
-            self._note_valid(presented, verdict, now)
-        elif self._failures or (presented is not None and presented.realm == ADMIN_REALM):
+        if verdict.reason is not Reason.VALID or presented is None:
             self._note_refusal(presented, verdict, now)
-
-    def _note_valid(self, presented: Presented, verdict: Verdict, now: float) -> None:
-        at = int(now * MICROSECONDS)
-        key_id = presented.key_id
-        if verdict.scheme == "static":
-            self._used[key_id] = Use(at, at)
-        else:
-            known = self._used.get(key_id)
-            self._used[key_id] = Use(at, known.static_at if known else None)
+            return
+        at, key_id, scheme = int(now * MICROSECONDS), presented.key_id, verdict.scheme
+        self._used[key_id] = at
+        if scheme == "static":
+            self._used_static[key_id] = at
         # What an admin token is used for has events of its own.
         if self._all and presented.realm != ADMIN_REALM:
-            detail: dict[str, Any] = {"scheme": verdict.scheme, "version": verdict.version}
-            if presented.tags:
-                detail["tags"] = presented.tags
+            detail = (
+                _tagged(presented.tags, scheme, verdict.version)
+                if presented.tags
+                else _detail(scheme, verdict.version)
+            )
             self._events.append(
                 AuditEvent(
                     at, "key_validated", key_id, presented.actor, "valid",
@@ -113,17 +120,16 @@ class Recorder:
             )  # fmt: skip
 
     def _note_refusal(self, presented: Presented | None, verdict: Verdict, now: float) -> None:
-        key_id = ip = request_id = actor = None
-        detail: dict[str, Any] | None = None
-        action = "key_refused"
+        key_id = ip = request_id = actor = detail = None
+        action, reason = "key_refused", verdict.reason
         if presented is not None:
-            key_id, ip = presented.key_id, presented.ip
+            key_id, ip = presented.key_id or None, presented.ip
             request_id, actor = presented.request_id, presented.actor
-            if presented.tags:
-                detail = {"tags": presented.tags}
+            detail = _tagged(presented.tags) if presented.tags else None
             if presented.realm == ADMIN_REALM:
                 action = "login_refused"
-        reason = verdict.reason
+        if not self._failures and action == "key_refused":
+            return
         event = AuditEvent(
             int(now * MICROSECONDS), action, key_id, actor, reason.value, ip, request_id, detail
         )
@@ -140,7 +146,8 @@ class Recorder:
 
     def last_use(self, key_id: str) -> Use | None:
         """A use that may not have reached the store yet."""
-        return self._used.get(key_id)
+        at = self._used.get(key_id)
+        return None if at is None else Use(at, self._used_static.get(key_id))
 
     async def flush(self, now: float, *, uses: bool = False) -> None:
         """Write what waits. Last uses go every 5 s, or when ``uses`` is set.
@@ -201,10 +208,26 @@ class Recorder:
     def _take_uses(self, now: float, uses: bool) -> dict[str, Use]:
         if not uses and now < self._uses_due:
             return {}
-        used, self._used = self._used, {}
+        used = {key_id: Use(at, self._used_static.get(key_id)) for key_id, at in self._used.items()}
+        self._used, self._used_static = {}, {}
         self._uses_due = now + _USES_SECONDS
         return used
 
     def _give_back(self, events: list[AuditEvent], used: dict[str, Use]) -> None:
         self._events[:0] = events
-        self._used = used | self._used
+        for key_id, use in used.items():
+            self._used.setdefault(key_id, use.at)
+            if use.static_at is not None:
+                self._used_static.setdefault(key_id, use.static_at)
+
+
+@lru_cache(maxsize=1024)
+def _detail(scheme: str | None, version: int | None) -> str:
+    return canonical_json({"scheme": scheme, "version": version})
+
+
+def _tagged(tags: Sequence[str], scheme: str | None = None, version: int | None = None) -> str:
+    detail: dict[str, object] = {"tags": list(tags)}
+    if scheme is not None:
+        detail.update(scheme=scheme, version=version)
+    return canonical_json(detail)

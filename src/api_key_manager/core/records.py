@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from api_key_manager.core.cache import BoundedTTLMap
 from api_key_manager.core.exceptions import EncryptionError, StorageError
@@ -25,14 +26,15 @@ __all__ = ["RecordCache", "Records", "boot_clock", "open_record", "seal_record"]
 _log = logging.getLogger(__name__)
 _FOREVER = float("inf")
 _ATTEMPTS = 3
+_CHANGES_KNOWN = 10_000
 
 
-def boot_clock() -> float:
-    """Seconds on a clock that never steps and, where there is one, counts suspension too."""
-    return time.clock_gettime(_BOOT_CLOCK)
-
-
-_BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 1))
+boot_clock: Callable[[], float] = (
+    partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    if hasattr(time, "clock_gettime")
+    else time.monotonic
+)
+"""Seconds on a clock that never steps and, where there is one, counts suspension too."""
 
 
 def open_record(record: ApiKey, box: SecretBox, *, decoy: bool = False) -> OpenKey:
@@ -80,10 +82,12 @@ class RecordCache:
         self._lease = _FOREVER if owned else 0.0
 
     def get(self, key_id: str) -> OpenKey | None:
+        """The key, if it is here and surely current."""
         now = boot_clock()
         return self.map.get(key_id, now) if now < self._lease else None
 
     def put(self, key: OpenKey) -> None:
+        """Keep a key, if the lease runs."""
         now = boot_clock()
         if now < self._lease:
             self.map.put(key.record.key_id, key, now + self._ttl)
@@ -121,6 +125,10 @@ class Records:
         self._box = box
         self.cache = cache
         self._flights: dict[str, _Flight] = {}
+        # When each key last changed, counted in changes; what is no longer known changed at floor.
+        self.changes = 0
+        self._changed: dict[str, int] = {}
+        self._floor = 0
         self._decoys: dict[Kind, ApiKey] = {
             "signed": self._make_decoy("signed"),
             "bearer": self._make_decoy("bearer"),
@@ -137,7 +145,12 @@ class Records:
 
     def changed(self, key_ids: Iterable[str]) -> None:
         """These keys changed: forget them, and whatever is being read of them."""
+        self.changes += 1
+        if len(self._changed) > _CHANGES_KNOWN:
+            self._changed.clear()
+            self._floor = self.changes
         for key_id in key_ids:
+            self._changed[key_id] = self.changes
             self.cache.map.discard(key_id)
             flight = self._flights.pop(key_id, None)
             if flight is not None:
@@ -147,6 +160,14 @@ class Records:
         """Anything may have changed."""
         self.cache.map.clear()
         self.changed(list(self._flights))
+        self._changed.clear()
+        self._floor = self.changes
+
+    def keep(self, key: OpenKey, since: int) -> None:
+        """Cache a record, unless its key changed after :attr:`changes` stood at ``since``, which
+        must have been looked up before the record was read."""
+        if self._changed.get(key.record.key_id, self._floor) <= since:
+            self.cache.put(key)
 
     async def read(self, key_ids: Sequence[str]) -> dict[str, Found | None]:
         """Open records from the store: per id the key, ``None`` (unknown), or why it cannot be
@@ -160,7 +181,8 @@ class Records:
             # wait() leaves the shared future alone when this caller is cancelled.
             await asyncio.wait([flight.done])
             if flight.outdated:
-                results.update(await self._load([key_id]))
+                # Again one reads for all who waited.
+                results.update(await self.read([key_id]))
             else:
                 results[key_id] = flight.result
         return results

@@ -89,13 +89,15 @@ class Verifier:
         verdicts: list[Verdict] = [_MALFORMED] * len(batch)
         fresh = {p.key_id: key for p in batch if p and (key := self._cached(p.key_id))}
         cold = {p.key_id for p in batch if p} - fresh.keys()
+        since = self._records.changes
         keys: dict[str, Found | None] = {**fresh, **await self._records.read(sorted(cold))}
         for key_id, found in keys.items():
             if isinstance(found, OpenKey) and now >= found.next_end:
                 keys[key_id] = await self._settled(found, now)
         for i, presented in enumerate(batch):
             if presented is not None:
-                verdicts[i] = self._judge(presented, keys, presented.key_id in cold, now)
+                read = since if presented.key_id in cold else None
+                verdicts[i] = self._judge(presented, keys, read, now)
         await self._claim(batch, verdicts, keys, now)
         for presented, verdict in zip(batch, verdicts, strict=True):
             self._recorder.note(presented, verdict, now)
@@ -104,20 +106,21 @@ class Verifier:
         return verdicts
 
     def _judge(
-        self, presented: Presented, keys: dict[str, Found | None], cold: bool, now: float
+        self, presented: Presented, keys: dict[str, Found | None], since: int | None, now: float
     ) -> Verdict:
+        """``since``: what :attr:`Records.changes` was before the record was read for this call."""
         found = keys[presented.key_id]
         if isinstance(found, StorageError):
             return Verdict(Reason.UNAVAILABLE, presented.key_id)
         if found is None:
             found = self._records.decoy("signed" if presented.token is None else "bearer")
         verdict = judge(found, presented, now, self._rules)
-        if not cold:
+        if since is None:
             return verdict
         # Only a caller who proved the secret gets a place in the cache: knowing ids is not
         # enough to push other keys out of it.
         if verdict.key is not None:
-            self._records.cache.put(found)
+            self._records.keep(found, since)
         return replace(verdict, cached=False)
 
     async def _settled(self, key: OpenKey, now: float) -> Found | None:

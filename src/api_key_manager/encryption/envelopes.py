@@ -36,12 +36,16 @@ class EnvelopeBox:
     Args:
         master: the key of the record MACs is derived from it.
         keyring: data keys and peppers.
+
+    Raises:
+        EncryptionError: a kind of them is missing.
     """
 
     def __init__(self, master: MasterKey, keyring: Keyring) -> None:
         self._keyring = keyring
         self._record_mac = MacState(master.derive("record-mac"))
         self._newest = keyring.newest(DATA)
+        self._newest_pepper, _ = keyring.newest(PEPPER)
         # One keyed state per pepper, shared by every bearer key in memory.
         self.pepper = lru_cache(maxsize=None)(self._make_pepper)
 
@@ -70,7 +74,7 @@ class EnvelopeBox:
             ) from None
 
     def digest(self, token: bytes) -> tuple[int, bytes]:
-        number, _ = self._keyring.newest(PEPPER)
+        number = self._newest_pepper
         return number, self.pepper(number).digest(token)
 
     def _make_pepper(self, number: int) -> MacState:
@@ -85,6 +89,8 @@ def _cipher(data_key: bytes, bound: bytes) -> AESGCM:
 
 
 def _bound(purpose: str, name: str, version: int, number: int) -> bytes:
-    """No field can run into its neighbour: each is preceded by its length."""
-    parts = (purpose.encode(), name.encode(), str(version).encode(), str(number).encode())
-    return b"akm-envelope-1" + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    """No field can run into its neighbour: numbers end at a blank, texts say their length."""
+    raw, whose = purpose.encode(), name.encode()
+    return b"akm-envelope-1\n%d %d %d:%b%d:%b" % (
+        number, version, len(raw), raw, len(whose), whose,
+    )  # fmt: skip

@@ -48,7 +48,8 @@ class Keyring:
             nonce, sealed = row.wrapped[:_NONCE_BYTES], row.wrapped[_NONCE_BYTES:]
             try:
                 key = kek.decrypt(nonce, sealed, _bound(row.kind, row.number))
-            except InvalidTag:
+            # The others: bytes of a length, or of a type, that no wrapped key has.
+            except (InvalidTag, ValueError, TypeError):
                 raise EncryptionError(
                     f"the master key ({master.source}) does not open this database"
                 ) from None

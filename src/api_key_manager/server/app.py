@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from api_key_manager import __version__
 from api_key_manager.server import schemas
@@ -38,21 +39,44 @@ WRITE: Final = "keys:write"
 
 
 class _App(FastAPI):
-    """FastAPI, with the hot routes and the one error shape in its OpenAPI document."""
+    """FastAPI behind the front, which answers the hot routes before FastAPI hears of them."""
 
-    routes_by_scope: Routes
+    def __init__(self, routes: Routes, door: Door, *, debug: bool) -> None:
+        handlers: dict[Any, Any] = {
+            HTTPException: _as_problem,
+            RequestValidationError: _as_problem,
+            Exception: _as_problem,
+        }
+        super().__init__(
+            title="API Key Manager Pro",
+            version=__version__,
+            # Their pages load scripts from elsewhere; ours needs nobody.
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+            redirect_slashes=False,
+            # The front has looked at the type already.
+            strict_content_type=False,
+            exception_handlers=handlers,
+        )
+        self._routes_by_scope = routes
+        self._front = Front(super().__call__, routes, door, debug=debug)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._front(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = complete(super().openapi(), self.routes_by_scope.table)
+            self.openapi_schema = complete(super().openapi(), self._routes_by_scope.table)
         return self.openapi_schema
 
 
 def build_app(deployment: Deployment) -> FastAPI:
     """The server's application on an open deployment, which the caller closes."""
     settings, manager = deployment.settings, deployment.manager
-    routes, app = Routes(), _new_app()
-    app.routes_by_scope = routes
+    routes = Routes()
+    door = Door(manager, settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
+    app = _App(routes, door, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     rows: list[Row] = [
         ("POST", "/v1/keys", keys.create_key, WRITE, 201, schemas.CreatedKey),
@@ -81,30 +105,14 @@ def build_app(deployment: Deployment) -> FastAPI:
         routes.add("POST", path, "validate")
         routes.hot[path] = handler
     _add_public(app, routes, system)
-    door = Door(manager, settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
-    app.add_middleware(Front, routes=routes, door=door, debug=settings.DEBUG)
     return app
 
 
-def _new_app() -> _App:
-    async def as_problem(request: Request, error: Exception) -> Response:
-        problem = problem_of(error)
-        headers = {name.decode(): value.decode() for name, value in problem.headers}
-        body = problem.body(request.scope.get(REQUEST_ID))
-        return Response(body, problem.status, headers, PROBLEM_TYPE)
-
-    return _App(
-        title="API Key Manager Pro",
-        version=__version__,
-        # Their pages load scripts from elsewhere; ours needs nobody.
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
-        # The front has looked at the type already.
-        strict_content_type=False,
-        exception_handlers={HTTPException: as_problem, RequestValidationError: as_problem},
-    )
+async def _as_problem(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    headers = {name.decode(): value.decode() for name, value in problem.headers}
+    body = problem.body(request.scope.get(REQUEST_ID))
+    return Response(body, problem.status, headers, PROBLEM_TYPE)
 
 
 def _add(

@@ -88,14 +88,10 @@ def _json_schema(holder: dict[str, Any]) -> dict[str, Any] | None:
 def _curl(
     method: str, path: str, scope: str | None, body: dict[str, Any] | None, schemas: dict[str, Any]
 ) -> str:
-    words = ["curl -s"]
-    if method not in ("GET", "POST") or (method == "POST" and body is None):
-        words.append(f"-X {method}")
+    words = ["curl -s" if method == "GET" else f"curl -s -X {method}"]
     if scope is not None:
         words.append('-H "Authorization: Bearer $AKM_TOKEN"')
     if body is not None:
-        if method == "POST":
-            words.append("-X POST")
         example = json.dumps(_EXAMPLES.get(_name(body), {}))
         words.append(f"-H 'Content-Type: application/json' -d '{example}'")
     return " ".join([*words, f'"$AKM_URL{path}"'])

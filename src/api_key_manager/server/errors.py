@@ -33,6 +33,7 @@ from api_key_manager.core.exceptions import (
 __all__ = [
     "PROBLEM_TYPE",
     "RETRY_SECONDS",
+    "Headers",
     "ProblemError",
     "forbidden",
     "problem_of",

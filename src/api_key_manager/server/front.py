@@ -13,13 +13,13 @@ import re
 import secrets
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_key_manager.server.auth import PRINCIPAL, Door, Principal
 from api_key_manager.server.bodies import ClientGoneError, read_body, replay
-from api_key_manager.server.errors import PROBLEM_TYPE, ProblemError, problem_of
+from api_key_manager.server.errors import PROBLEM_TYPE, Headers, ProblemError, problem_of
 
 __all__ = ["REQUEST_ID", "Front", "HotHandler", "Routes"]
 
@@ -43,8 +43,9 @@ _LOOKED_AT: Final = frozenset(
         b"x-request-id",
     }
 )
-_NOBODY: Final = Principal("nobody", ())
-_COMMON: Final = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
+_PROBLEM: Final = PROBLEM_TYPE.encode()
+_JSON: Final = b"application/json"
+_COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
 class Routes:
@@ -68,22 +69,60 @@ class Routes:
                 self._patterns.append((re.compile(segments), known))
         known[method] = scope
 
-    def find(self, path: str) -> dict[str, str | None] | None:
-        """The methods of a path and their scopes."""
-        known = self.table.get(path)
-        if known is None:
-            for pattern, methods in self._patterns:
-                if pattern.fullmatch(path):
-                    return methods
+    def find(self, method: str, path: str) -> Mapping[str, str | None]:
+        """The methods of a path with their scopes; empty when there is no such path."""
+        known = self.table.get(path, {})
+        if method in known:
+            return known
+        # A path may be both: POST /v1/keys/revoke, and GET of a key that is called "revoke".
+        for pattern, methods in self._patterns:
+            if pattern.fullmatch(path):
+                known = {**methods, **known}
         return known
 
 
 class _Request(NamedTuple):
     scope: Scope
     receive: Receive
-    send: Send
     id: str
     head: Mapping[bytes, list[bytes]]
+
+
+class _Response:
+    """What has been sent of an answer of the app; adds the headers that every answer has."""
+
+    __slots__ = ("_id", "_send", "finished", "started")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._id = request_id
+        self.started = self.finished = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = [*message["headers"], *_common(self._id)]
+            message = {**message, "headers": headers}
+        else:
+            self.finished = not message.get("more_body", False)
+        await self._send(message)
+
+    async def send_whole(self, status: int, kind: bytes, body: bytes, more: Headers = ()) -> None:
+        """An answer of the front's own."""
+        self.started = True
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", b"%d" % len(body)),
+            *_common(self._id),
+            *more,
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+        self.finished = True
+
+
+def _common(request_id: str) -> Headers:
+    return ((b"x-request-id", request_id.encode()), *_COMMON)
 
 
 class Front:
@@ -116,39 +155,31 @@ class Front:
             if name in _LOOKED_AT:
                 head.setdefault(name, []).append(value)
         request_id = _request_id(head.get(b"x-request-id"))
-        started = False
-
-        async def send_on(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
-                names = {name for name, _ in headers}
-                headers.extend(pair for pair in _COMMON if pair[0] not in names)
-                message = {**message, "headers": headers}
-            await send(message)
-
         scope[REQUEST_ID] = request_id
+        response = _Response(send, request_id)
         try:
-            await self._answer(_Request(scope, receive, send_on, request_id, head))
+            await self._answer(_Request(scope, receive, request_id, head), response)
         except ClientGoneError:
             return
         except Exception as error:
             problem = problem_of(error)
             if problem.status >= 500:
                 self._report(error, scope, request_id)
-            if started:
-                raise  # too late for a document: the connection is all that can be broken
-            await _send_problem(problem, request_id, send_on)
+            if response.finished:
+                return  # what is inside has answered with the document already
+            if response.started:
+                raise  # too late for one: the connection is all that can be broken
+            body = problem.body(request_id)
+            await response.send_whole(problem.status, _PROBLEM, body, problem.headers)
 
-    async def _answer(self, request: _Request) -> None:
+    async def _answer(self, request: _Request, response: _Response) -> None:
         scope, path = request.scope, request.scope["path"]
-        methods = self._routes.find(path)
         method = scope["method"]
-        known = methods is not None and method in methods
-        needed = methods[method] if methods is not None and known else None
+        methods = self._routes.find(method, path)
+        known = method in methods
+        needed = methods.get(method)
         if known and needed is None:
-            await self._app(scope, request.receive, request.send)
+            await self._app(scope, request.receive, response.send)
             return
         head = request.head
         principal = await self._door.admit(
@@ -159,7 +190,7 @@ class Front:
             request.id,
         )
         # Only who has a token learns what there is and what not.
-        if methods is None:
+        if not methods:
             raise ProblemError(404, "not_found", "There is nothing at this path.")
         if not known:
             allow = ", ".join(sorted(methods))
@@ -171,9 +202,9 @@ class Front:
         hot = self._routes.hot.get(path)
         if hot is None:
             scope[PRINCIPAL] = principal
-            await self._app(scope, replay(body, request.receive), request.send)
+            await self._app(scope, replay(body, request.receive), response.send)
         else:
-            await _send(200, b"application/json", await hot(body, principal), (), request.send)
+            await response.send_whole(200, _JSON, await hot(body, principal))
 
     def _report(self, error: Exception, scope: Scope, request_id: str) -> None:
         """Never the query, a header or the body; the traceback only when asked for."""
@@ -190,23 +221,3 @@ def _request_id(given: list[bytes] | None) -> str:
     if given is not None and len(given) == 1 and _is_request_id(given[0]):
         return given[0].decode("ascii")
     return f"{_boot}-{next(_count):x}"
-
-
-async def _send_problem(problem: ProblemError, request_id: str, send: Send) -> None:
-    body = problem.body(request_id)
-    await _send(problem.status, PROBLEM_TYPE.encode(), body, problem.headers, send)
-
-
-async def _send(status: int, kind: bytes, body: bytes, more: Any, send: Send) -> None:
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", kind),
-                (b"content-length", b"%d" % len(body)),
-                *more,
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})

@@ -46,9 +46,7 @@ def greeting(deployment: Deployment, url: str, *, terminal: bool) -> str:
 
 def _curl(url: str, header: str) -> list[str]:
     """Lines that work when they are pasted, again and again."""
-    start = (
-        f"curl -sS -w '\\n' {url}/v1/keys -H {header} -H 'Content-Type: application/json'"
-    )
+    start = f"curl -sS -w '\\n' {url}/v1/keys -H {header} -H 'Content-Type: application/json'"
     return [
         "",
         "Create a signed key, and a bearer key:",

@@ -193,9 +193,16 @@ def _misfit(error: Exception, body: bytes, shape: type[Struct]) -> ProblemError:
 def _misfit_of_constants(body: bytes, shape: type[Struct]) -> msgspec.ValidationError | None:
     """``NaN`` and ``Infinity`` are no JSON, but many writers take them for numbers; whoever sends
     one is told where it stands."""
+    met = []
+
+    def constant(name: str) -> float:
+        met.append(name)
+        return float(name)
+
     try:
-        value = json.loads(body, parse_constant=float)
-        msgspec.convert(value, shape)
+        value = json.loads(body, parse_constant=constant)
+        if met:
+            msgspec.convert(value, shape)
     except msgspec.ValidationError as error:
         return error
     except (ValueError, RecursionError):

@@ -21,6 +21,7 @@ import uvicorn
 from api_key_manager.core.addresses import parse_address
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.server.greeting import greeting
+from api_key_manager.server.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,7 +124,7 @@ class _Server(uvicorn.Server):
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -152,9 +153,9 @@ def _set_up_logging(settings: Settings) -> None:
     logging.basicConfig(
         level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # What they do at every start is told by the greeting and the exit code.
-    for chatty in ("uvicorn.error", "alembic"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.root.level))
+    # Every stranger who sends garbage would be a line; starts and stops are told otherwise.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(max(logging.WARNING, logging.root.level))
 
 
 def _check_tls(settings: Settings) -> None:

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from api_key_manager.connections.tables import key_uses, key_versions, keys
 from api_key_manager.core.models import (
     ApiKey,
@@ -21,10 +19,9 @@ __all__ = [
     "KEY_COLUMNS",
     "VERSION_COLUMNS",
     "event_from",
-    "event_values",
     "key_from",
     "key_values",
-    "use_values",
+    "use_rows",
     "version_from",
     "version_values",
 ]
@@ -36,12 +33,10 @@ KEY_COLUMNS = [
 ]
 VERSION_COLUMNS = [c for c in key_versions.columns if c.name != "key_id"]
 
-_encode = msgspec.json.Encoder(order="sorted").encode
 _KEY_NAMES = tuple(c.name for c in KEY_COLUMNS)
 _SECURITY_NAMES = tuple(n for n in _KEY_NAMES if n not in ("last_used_at", "static_used_at"))
 _VERSION_NAMES = tuple(c.name for c in VERSION_COLUMNS)
 _LISTS = ("permissions", "ip_allowlist")
-_FLAGS = ("disabled", "expired", "revoked")
 
 
 def key_values(record: ApiKey) -> dict[str, Any]:
@@ -56,12 +51,17 @@ def key_values(record: ApiKey) -> dict[str, Any]:
 
 def key_from(row: tuple[Any, ...], versions: tuple[KeyVersion, ...]) -> ApiKey:
     """A record from a row of :data:`KEY_COLUMNS`."""
-    values = dict(zip(_KEY_NAMES, row, strict=True))
-    for name in _LISTS:
-        values[name] = _texts(values[name])
-    for name in _FLAGS:
-        values[name] = bool(values[name])
-    return ApiKey(**values, versions=versions)
+    (
+        key_id, kind, created_at, updated_at, realm, prefix, owner, environment, metadata_json,
+        permissions, ip_allowlist, min_scheme, disabled, expires_at, expired, revoked_at, revoked,
+        revoke_reason, deleted_at, revision, mac, last_used_at, static_used_at,
+    ) = row  # fmt: skip
+    return ApiKey(
+        key_id, kind, created_at, updated_at, versions, realm, prefix, owner, environment,
+        metadata_json, _texts(permissions), _texts(ip_allowlist), min_scheme, bool(disabled),
+        expires_at, bool(expired), revoked_at, bool(revoked), revoke_reason, deleted_at,
+        revision, mac, last_used_at, static_used_at,
+    )  # fmt: skip
 
 
 def _texts(column: str) -> tuple[str, ...]:
@@ -85,31 +85,11 @@ def version_from(row: tuple[Any, ...]) -> KeyVersion:
     return KeyVersion(number, created_at, ends_at, bool(ended), sealed, digest, pepper)
 
 
-def event_values(event: AuditEvent) -> dict[str, Any]:
-    """The columns of an event, without its id."""
-    return {
-        "at": event.timestamp,
-        "action": event.action,
-        "key_id": event.key_id,
-        "actor": event.actor,
-        "reason": event.reason,
-        "ip": event.ip,
-        "request_id": event.request_id,
-        "detail": _encode(event.detail).decode() if event.detail else None,
-        "count": event.times,
-    }
-
-
 def event_from(row: tuple[Any, ...]) -> AuditEvent:
-    """An event from a row of ``audit_events`` without its id."""
-    at, action, key_id, actor, reason, ip, request_id, detail, count = row
-    parsed = json.loads(detail) if detail else None
-    return AuditEvent(at, action, key_id, actor, reason, ip, request_id, parsed, count)
+    """An event from a row of ``audit_events`` without its id: the columns are its fields."""
+    return AuditEvent(*row)
 
 
-def use_values(used: Mapping[str, Use]) -> list[dict[str, Any]]:
-    """The columns that note last uses."""
-    return [
-        {"key_id": key_id, "last_used_at": use.at, "static_used_at": use.static_at}
-        for key_id, use in used.items()
-    ]
+def use_rows(used: Mapping[str, Use]) -> list[tuple[Any, ...]]:
+    """The rows of ``key_uses`` that note last uses."""
+    return [(key_id, use.at, use.static_at) for key_id, use in used.items()]

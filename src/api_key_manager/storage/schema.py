@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from api_key_manager.core.exceptions import StorageError
@@ -21,20 +22,19 @@ def current(path: Path) -> str | None:
     Raises:
         StorageError: not a database, or made by a newer version of this software.
     """
-    connection = sqlite3.connect(path)
     try:
-        tables = {
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()
-        }
-        if "alembic_version" not in tables:
-            if tables:
-                raise StorageError(f"{path} is a database of something else")
-            return None
-        rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        with closing(sqlite3.connect(path)) as connection:
+            found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in found.fetchall()}
+            rows = (
+                connection.execute("SELECT version_num FROM alembic_version").fetchall()
+                if "alembic_version" in tables
+                else []
+            )
     except sqlite3.Error as error:
         raise StorageError(f"{path} cannot be read as a database: {error}") from None
-    finally:
-        connection.close()
+    if not rows and tables - {"alembic_version"}:
+        raise StorageError(f"{path} is a database of something else")
     version = str(rows[0][0]) if rows else None
     if version is not None and version not in KNOWN:
         raise StorageError(

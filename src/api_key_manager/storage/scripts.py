@@ -35,10 +35,9 @@ from api_key_manager.storage.rows import (
     KEY_COLUMNS,
     VERSION_COLUMNS,
     event_from,
-    event_values,
     key_from,
     key_values,
-    use_values,
+    use_rows,
     version_from,
     version_values,
 )
@@ -96,7 +95,11 @@ _NOTE_USE = Statement(
 )
 _KEEP_ANSWER = Statement(
     idempotency.update()
-    .where(idempotency.c.scope == bindparam("b_scope"), idempotency.c.key == bindparam("b_key"))
+    .where(
+        idempotency.c.scope == bindparam("b_scope"),
+        idempotency.c.key == bindparam("b_key"),
+        idempotency.c.answer.is_(None),
+    )
     .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
     .returning(idempotency.c.scope)
 )
@@ -167,14 +170,14 @@ def _apply_one(change: Change, seal: Seal) -> Script[ApiKey]:
         yield _DROP_VERSION(b_key_id=key_id, b_version=version.version)
         yield _INSERT_VERSION(**version_values(key_id, version))
     yield _INSERT_CHANGE(revision=revision, key_id=key_id, changed_at=record.updated_at)
-    yield Many(_INSERT_EVENT, [event_values(event) for event in change.events])
+    yield Many(_INSERT_EVENT, change.events)
     return record
 
 
 def record_events(events: Sequence[AuditEvent], used: Mapping[str, Use]) -> Script[None]:
     """Events of validations, and when keys were last used."""
-    yield Many(_INSERT_EVENT, [event_values(event) for event in events])
-    yield Many(_NOTE_USE, use_values(used))
+    yield Many(_INSERT_EVENT, events)
+    yield Many(_NOTE_USE, use_rows(used))
 
 
 def versions_of(key_id: str) -> Script[list[KeyVersion]]:
@@ -308,11 +311,6 @@ def found_keyring(
     known = yield from read_keyring()
     if known:
         return known
-    yield Many(
-        _INSERT_WRAPPED,
-        [
-            {"kind": kind, "number": number, "wrapped": wrapped, "created_at": now}
-            for kind, number, wrapped in minted
-        ],
-    )
+    rows = [(kind, number, wrapped, now) for kind, number, wrapped in minted]
+    yield Many(_INSERT_WRAPPED, rows)
     return list(minted)

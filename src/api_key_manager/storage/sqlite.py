@@ -9,12 +9,13 @@ commit is on disk (``synchronous=FULL``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +35,7 @@ T = TypeVar("T")
 _LEAST_VERSION = (3, 35, 0)
 _BUSY_SECONDS = 5.0
 _GROUP = 1000
-_ROWS = 200
+_MOST_ROWS = 2048
 
 
 class _Job:
@@ -45,6 +46,8 @@ class _Job:
     def __init__(self, script: Script[Any]) -> None:
         self.script = script
         self.future: Future[Any] = Future()
+        # A write cannot be called back: whoever stops waiting for it does not stop it.
+        self.future.set_running_or_notify_cancel()
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -79,6 +82,8 @@ class SqliteDriver:
         self._watcher = self._connect(read_only=True)
         self._writer = self._connect(read_only=False)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._submitting = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._write_all, name="akm-sqlite", daemon=True)
         self._thread.start()
 
@@ -137,10 +142,12 @@ class SqliteDriver:
         return result
 
     def _submit(self, script: Script[T]) -> Future[T]:
-        if not self._thread.is_alive():
-            raise StorageError("the database is closed")
         job = _Job(script)
-        self._jobs.put(job)
+        with self._submitting:
+            # Behind the last job nothing would ever be settled.
+            if self._closed or not self._thread.is_alive():
+                raise StorageError("the database is closed")
+            self._jobs.put(job)
         return job.future
 
     def data_version(self) -> int:
@@ -182,7 +189,9 @@ class SqliteDriver:
 
     def close(self) -> None:
         """Write what waits, then let go of the file."""
-        self._jobs.put(None)
+        with self._submitting:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join()
         for connection in (self._watcher, self._writer):
             connection.close()
@@ -208,23 +217,27 @@ class SqliteDriver:
                     break
             else:
                 running = False
-            if jobs:
-                self._commit(jobs)
-                for job in jobs:
-                    job.settle()
+            self._commit(jobs)
+            for job in jobs:
+                job.settle()
 
     def _commit(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             for job in jobs:
                 self._try(job)
             self._writer.execute("COMMIT")
-        except sqlite3.Error as error:
-            failure = _storage_error(error)
+        # Whatever it was: this thread must live, and everybody who waits must hear of it.
+        except Exception as error:
+            known = isinstance(error, sqlite3.Error)
+            failure = _storage_error(error) if known else StorageError("the write failed")
             for job in jobs:
                 job.error = failure
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
 
     def _try(self, job: _Job) -> None:
         """Run one job in a savepoint, so that it fails alone."""
@@ -247,10 +260,7 @@ class SqliteDriver:
             step = next(script)
             while True:
                 if isinstance(step, Many):
-                    # One statement for many rows: each statement gives up and takes back the
-                    # interpreter's lock, which a busy main thread lends every 5 ms only.
-                    for at in range(0, len(step.values), _ROWS):
-                        some = step.values[at : at + _ROWS]
+                    for some in _pieces(step.rows):
                         connection.execute(*step.statement.bind_rows(dialect, some))
                     step = script.send([])
                 else:
@@ -263,12 +273,23 @@ class SqliteDriver:
             script.close()
 
 
+def _pieces(rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
+    """Rows for one statement each, as many as go: a statement gives up the interpreter's lock
+    and takes it back, and a busy main thread lends it every 5 ms only. In powers of two, so
+    that few different statements are ever prepared."""
+    at = 0
+    while at < len(rows):
+        size = min(_MOST_ROWS, 1 << ((len(rows) - at).bit_length() - 1))
+        yield rows[at : at + size]
+        at += size
+
+
 @lru_cache(maxsize=64)
 def _words(code: str) -> str:
     return code.removeprefix("SQLITE_").replace("_", " ").lower()
 
 
-def _storage_error(error: sqlite3.Error) -> StorageError:
+def _storage_error(error: Exception) -> StorageError:
     """What SQLite says, without values; its own messages name columns only."""
     code = getattr(error, "sqlite_errorname", None)
     what = f"{error}" + (f" ({_words(code)})" if code else "")

@@ -250,10 +250,10 @@ async def _open_box(settings: Settings, driver: SqliteDriver) -> tuple[EnvelopeB
         # Of two first starts at once the one that comes second uses what the first put in.
         known = await driver.write(scripts.found_keyring(minted, time.time_ns() // 1000))
     try:
-        keyring = Keyring(master, [WrappedKey(*row) for row in known])
+        box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in known]))
     except EncryptionError as error:
-        raise ConfigurationError(f"{error}: {driver.path} was made with another one") from None
-    return EnvelopeBox(master, keyring), master.source
+        raise ConfigurationError(f"{driver.path} cannot be used: {error}") from None
+    return box, master.source
 
 
 def _start(deployment: Deployment) -> None:

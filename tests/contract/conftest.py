@@ -1,0 +1,128 @@
+"""The rows of the contract: what every backend promises is tested on each of these.
+
+A new backend is one function and one entry in ``BACKENDS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_key_manager.core import AsyncAPIKeyValidator, KeyManager
+from api_key_manager.core.memory import (
+    MemoryBox,
+    MemoryIdempotency,
+    MemoryNonceStore,
+    MemoryStore,
+)
+from api_key_manager.core.models import canonical_json
+from api_key_manager.core.ports import EmbeddedStore, IdempotencyStore, NonceStore, SecretBox
+from api_key_manager.core.recorder import Recorder
+from api_key_manager.core.records import RecordCache
+from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
+from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, upgrade
+
+
+@dataclass
+class Backend:
+    """One set of stores.
+
+    ``nonces(limit)`` opens the nonces with a cap per key; ``edit(key_id, column=value, …)`` does
+    what somebody does who can write to the data, but does not have the master key.
+    """
+
+    store: EmbeddedStore
+    box: SecretBox
+    idempotency: IdempotencyStore
+    nonces: Callable[..., NonceStore]
+    birth: float
+    edit: Callable[..., None]
+    persistent: bool = True
+
+
+@asynccontextmanager
+async def in_memory(_: Path, now: float) -> AsyncIterator[Backend]:
+    requests = MemoryIdempotency()
+    nonces: dict[tuple, NonceStore] = {}
+
+    def open_nonces(*limit: int) -> NonceStore:
+        return nonces.setdefault(limit, MemoryNonceStore(now, *limit))
+
+    def edit(key_id: str, **columns: Any) -> None:
+        store._keys[key_id] = replace(store._keys[key_id], **columns)
+
+    store = MemoryStore(receipts=requests)
+    yield Backend(store, MemoryBox(), requests, open_nonces, now, edit, persistent=False)
+
+
+@asynccontextmanager
+async def on_sqlite(folder: Path, now: float) -> AsyncIterator[Backend]:
+    path = folder / "akm.db"
+    await asyncio.to_thread(upgrade, path)
+    driver = SqliteDriver(path)
+    store, master = SqlStore(driver), MasterKey(bytes(range(32)), "the test")
+    box = EnvelopeBox(master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)]))
+    birth = SqlNonceStore(driver).birth / 1_000_000
+
+    def edit(key_id: str, **columns: Any) -> None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            for name, value in columns.items():
+                text = canonical_json(list(value)) if isinstance(value, tuple) else value
+                connection.execute(f"UPDATE keys SET {name} = ? WHERE key_id = ?", (text, key_id))
+
+    yield Backend(store, box, store, lambda *limit: SqlNonceStore(driver, *limit), birth, edit)
+    await store.close()
+
+
+BACKENDS = {"memory": in_memory, "sqlite": on_sqlite}
+
+
+@pytest.fixture(params=BACKENDS)
+async def backend(request, tmp_path, clock) -> AsyncIterator[Backend]:
+    async with BACKENDS[request.param](tmp_path, clock.now) as opened:
+        # A database is as old as its file: time starts with it.
+        clock.now = float(math.ceil(opened.birth))
+        yield opened
+
+
+def make_manager(backend: Backend, clock: Any, *, store: Any = None, **validator: Any) -> KeyManager:
+    """A manager over a backend as the wiring makes one: cached, with batched audit writes."""
+    store = store or backend.store
+    return KeyManager(
+        AsyncAPIKeyValidator(clock=clock, **validator),
+        store=store,
+        box=backend.box,
+        nonces=backend.nonces(),
+        # Nobody else changes the store here, so the lease has no end.
+        cache=RecordCache(1000, 300, owned=True),
+        recorder=Recorder(store),
+        background=True,
+    )
+
+
+@pytest.fixture
+def manager(backend, clock) -> KeyManager:
+    return make_manager(backend, clock)
+
+
+@pytest.fixture
+def manager_of(backend, clock) -> Callable[..., KeyManager]:
+    """Makes more managers over the same backend."""
+    return lambda **options: make_manager(backend, clock, **options)
+
+
+@pytest.fixture(params=["cached", "direct"])
+def either_manager(request, backend, clock) -> KeyManager:
+    """With the cache and batched writes, and as a library user makes one: writing through."""
+    if request.param == "cached":
+        return make_manager(backend, clock)
+    validator = AsyncAPIKeyValidator(clock=clock)
+    return KeyManager(validator, store=backend.store, box=backend.box, nonces=backend.nonces())

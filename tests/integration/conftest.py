@@ -1,0 +1,97 @@
+"""A server in this process, on keys in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api_key_manager.config import Settings
+from api_key_manager.server.app import build_app
+from api_key_manager.wiring import Deployment, open_deployment
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the developer's `.env` or writes into their folders."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+class Api:
+    """A client of a server, with an admin token unless told otherwise."""
+
+    def __init__(self, client: httpx.AsyncClient, deployment: Deployment, token: str) -> None:
+        self.client = client
+        self.deployment = deployment
+        self.token = token
+
+    async def __call__(
+        self, method: str, path: str, body: Any = None, *, token: str | None = "", **more: Any
+    ) -> httpx.Response:
+        """`token`: another one, or `None` for no header at all."""
+        headers = dict(more.pop("headers", {}))
+        shown = self.token if token == "" else token
+        if shown is not None:
+            headers["Authorization"] = f"Bearer {shown}"
+        if body is not None:
+            more["json"] = body
+        return await self.client.request(method, path, headers=headers, **more)
+
+    async def key(self, **fields: Any) -> dict[str, Any]:
+        """A new key, as its creation answered."""
+        answer = await self("POST", "/v1/keys", fields)
+        assert answer.status_code == 201, answer.text
+        created: dict[str, Any] = answer.json()
+        return created
+
+    async def scoped(self, *scopes: str, **fields: Any) -> dict[str, Any]:
+        """A new admin token."""
+        answer = await self("POST", "/v1/tokens", {"scopes": list(scopes), **fields})
+        assert answer.status_code == 201, answer.text
+        created: dict[str, Any] = answer.json()
+        return created
+
+
+@asynccontextmanager
+async def serving(peer: str = "127.0.0.1", **overrides: Any) -> AsyncIterator[Api]:
+    """A server on its own deployment; `peer` is the address that it sees."""
+    settings = Settings.load(**{"DATABASE_URL": "memory://", **overrides})
+    async with open_deployment(settings) as deployment:
+        await deployment.mint_first_token(on_terminal=True)
+        # An error of the app must come out as an answer, as it would over a socket.
+        transport = httpx.ASGITransport(
+            build_app(deployment), raise_app_exceptions=False, client=(peer, 40_000)
+        )
+        async with httpx.AsyncClient(transport=transport, base_url="http://akm.test") as client:
+            yield Api(client, deployment, deployment.first_token or settings.AKM_ADMIN_TOKEN)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    async with serving() as api:
+        yield api
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def stored(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Api]:
+    """The same on each store."""
+    urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/data/akm.db"}
+    async with serving(DATABASE_URL=urls[request.param]) as api:
+        yield api
+
+
+def signed(key: dict[str, Any], timestamp: int | None = None, nonce: str = "") -> dict[str, Any]:
+    """A validation of a signed key, made without the package's own signer."""
+    at = int(time.time()) if timestamp is None else timestamp
+    message = f"AKM1\n{key['key_id']}\n{at}\n{nonce}".encode()
+    mac = hmac.new(key["secret"].encode(), message, hashlib.sha256).hexdigest()
+    body = {"key": key["key_id"], "signature": mac, "timestamp": at}
+    return {**body, "nonce": nonce} if nonce else body

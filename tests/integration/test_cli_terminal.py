@@ -1,0 +1,107 @@
+"""``akm`` on a terminal: tables, colour, questions, hidden input. Elsewhere there are none."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from api_key_manager import sign
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX"),
+]
+
+AKM = [sys.executable, "-m", "api_key_manager"]
+
+
+class Akm:
+    """Runs commands in an environment of their own."""
+
+    def __init__(self, home: Path, **more: str) -> None:
+        self.home = home
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "DATABASE_URL": f"sqlite:///{home}/data/akm.db",
+            **more,
+        }
+        self("db", "upgrade")
+
+    def __call__(self, *arguments: str) -> str:
+        return subprocess.run(
+            [*AKM, *arguments], env=self.environment, cwd=self.home, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+
+
+def _on_terminal(akm: Akm, *arguments: str, typed: str = "") -> tuple[int, str]:
+    """Run with a terminal on all three streams; type once it asks."""
+    import pty
+
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover - the child
+        os.chdir(akm.home)
+        os.execve(sys.executable, [*AKM, *arguments], akm.environment)
+    screen = b""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not select.select([terminal], [], [], 0.2)[0]:
+            if typed and screen.rstrip().endswith((b"[y/N]", b"Secret:")):
+                os.write(terminal, typed.encode())
+                typed = ""
+            continue
+        try:
+            chunk = os.read(terminal, 65536)
+        except OSError:  # Linux says so when the other side is closed
+            break
+        if not chunk:
+            break
+        screen += chunk
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), screen.decode(errors="replace")
+
+
+@pytest.mark.parametrize(("more", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_tables_and_colour_only_on_a_terminal(
+    tmp_path: Path, more: dict[str, str], coloured: bool
+) -> None:
+    akm = Akm(tmp_path, TERM="xterm-256color", COLUMNS="100", **more)
+    akm("keys", "create", "shown", "--owner", "[red]not markup")
+    code, screen = _on_terminal(akm, "keys", "list")
+    assert code == 0
+    assert "┃" in screen or "│" in screen
+    assert "[red]not markup" in screen
+    assert ("\x1b[" in screen) is coloured
+    code, screen = _on_terminal(akm, "keys", "create")
+    secret = re.search(r"akm_secret_[0-9A-Za-z]{36}", screen)
+    assert secret is not None
+
+
+def test_questions_are_asked_on_a_terminal(tmp_path: Path) -> None:
+    akm = Akm(tmp_path, TERM="dumb")
+    akm("keys", "create", "k", "--owner", "o")
+    code, screen = _on_terminal(akm, "keys", "delete", "k", typed="n\n")
+    assert code == 1
+    assert "Delete k for good? [y/N]" in screen
+    assert "nothing was changed" in screen
+    code, screen = _on_terminal(akm, "keys", "revoke", "--owner", "o", typed="y\n")
+    assert code == 0
+    assert "1 key revoked" in screen
+    code, screen = _on_terminal(akm, "keys", "create", "typed", "--secret-stdin",
+                                typed="hunter2hunter2\n")  # fmt: skip
+    assert code == 0
+    assert akm("validate", "typed", sign("hunter2hunter2", "typed")).startswith("valid")
+    # Typed on a terminal it is not echoed; it is shown once, in the answer.
+    assert screen.count("hunter2hunter2") == 1
+    code, screen = _on_terminal(akm, "keys", "delete", "typed", typed="\x03")
+    assert code == 130
+    assert "Traceback" not in screen

@@ -1,0 +1,80 @@
+"""AES-256-GCM against Project Wycheproof's vectors, by the library's own calls."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from api_key_manager.core import EncryptionError
+from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
+
+
+def test_wycheproof(vectors):
+    """Every valid 256-bit vector opens and is made alike; every invalid one is refused."""
+    seen = {"valid": 0, "invalid": 0}
+    for group in vectors("wycheproof-aes_gcm.json")["testGroups"]:
+        if (group["keySize"], group["ivSize"], group["tagSize"]) != (256, 96, 128):
+            continue
+        for test in group["tests"]:
+            key, nonce, aad, plain, cipher, tag = (
+                bytes.fromhex(test[name]) for name in ("key", "iv", "aad", "msg", "ct", "tag")
+            )
+            seen[test["result"]] += 1
+            if test["result"] == "valid":
+                assert AESGCM(key).decrypt(nonce, cipher + tag, aad) == plain, test["tcId"]
+                assert AESGCM(key).encrypt(nonce, plain, aad) == cipher + tag, test["tcId"]
+            else:
+                with pytest.raises(InvalidTag):
+                    AESGCM(key).decrypt(nonce, cipher + tag, aad)
+    assert seen["valid"] > 20
+    assert seen["invalid"] > 20
+
+
+@pytest.fixture
+def box() -> EnvelopeBox:
+    master = MasterKey(bytes(range(32)), "a test")
+    return EnvelopeBox(master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)]))
+
+
+def test_any_flipped_bit_is_found(box):
+    """An envelope with any one bit changed, cut short or prolonged does not open."""
+    sealed = box.seal("secret", "k", 1, b"the secret")
+    assert box.open("secret", "k", 1, sealed) == b"the secret"
+    wrong = [
+        sealed[:i] + bytes([sealed[i] ^ (1 << bit)]) + sealed[i + 1 :]
+        for i in range(len(sealed))
+        for bit in range(8)
+    ]
+    wrong += [sealed[:length] for length in range(len(sealed))] + [sealed + b"\0"]
+    for bad in wrong:
+        with pytest.raises(EncryptionError):
+            box.open("secret", "k", 1, bad)
+
+
+@pytest.mark.parametrize(
+    "bound", [("secre", "tk", 1), ("secret", "k1", 1), ("secret", "k", 11), ("token", "k", 1)]
+)
+def test_envelope_opens_in_its_own_place_only(box, bound):
+    """Purpose, name and version are bound, and none can borrow from its neighbour."""
+    sealed = box.seal("secret", "k", 1, b"the secret")
+    with pytest.raises(EncryptionError):
+        box.open(*bound, sealed)
+
+
+def test_same_secret_never_looks_the_same(box):
+    """Two envelopes of one secret share no byte pattern beyond their head."""
+    first, second = (box.seal("secret", "k", 1, b"the secret") for _ in range(2))
+    assert first[:5] == second[:5]
+    assert first[5:17] != second[5:17]
+    assert first[17:] != second[17:]
+
+
+def test_repr_shows_no_key(box):
+    """Master key, keyring and box print as names."""
+    master = MasterKey(b"\xabMARKED-MASTER-KEY-32-BYTES-LONG", "a test")
+    ring = Keyring(master, [Keyring.mint(master, DATA, 1)])
+    shown = repr([master, ring, box, ring.__class__])
+    assert "MARKED" not in shown
+    assert ring.get(DATA, 1).hex() not in shown
+    assert repr(ring.get(DATA, 1)) not in shown
