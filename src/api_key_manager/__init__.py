@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from api_key_manager.core import (
-    APIKeyManagerException,
     ApiKey,
+    APIKeyManagerException,
     AsyncAPIKeyValidator,
     AuditEvent,
     ConfigurationError,

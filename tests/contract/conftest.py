@@ -47,6 +47,10 @@ class Backend:
     edit: Callable[..., None]
     persistent: bool = True
 
+    def due(self, ends: dict[str, Any]) -> dict[str, Any]:
+        """An end as an editor would set it, with the column beside it where the sweeper looks."""
+        return {**ends, "next_end_at": ends["expires_at"]} if ends and self.persistent else ends
+
 
 @asynccontextmanager
 async def in_memory(_: Path, now: float) -> AsyncIterator[Backend]:
@@ -93,7 +97,9 @@ async def backend(request, tmp_path, clock) -> AsyncIterator[Backend]:
         yield opened
 
 
-def make_manager(backend: Backend, clock: Any, *, store: Any = None, **validator: Any) -> KeyManager:
+def make_manager(
+    backend: Backend, clock: Any, *, store: Any = None, **validator: Any
+) -> KeyManager:
     """A manager over a backend as the wiring makes one: cached, with batched audit writes."""
     store = store or backend.store
     return KeyManager(

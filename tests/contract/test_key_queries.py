@@ -1,4 +1,4 @@
-"""What every key store promises of looking: filters, order, cursors, and both directions of time."""
+"""What every key store promises of looking: filters, order and cursors, both ways through time."""
 
 from __future__ import annotations
 
@@ -156,9 +156,7 @@ async def test_audit_filters(backend):
         for key_id in (None, "k1", "nobody"):
             for action in (None, "odd"):
                 for since, until in ((None, None), (105, None), (None, 110), (105, 110)):
-                    query = AuditQuery(
-                        key_id, action, since, until, ascending=ascending, limit=3
-                    )
+                    query = AuditQuery(key_id, action, since, until, ascending=ascending, limit=3)
                     expected = [
                         e for e in (events if ascending else events[::-1])
                         if key_id in (None, e.key_id) and action in (None, e.action)

@@ -277,7 +277,9 @@ async def test_audit_tells_the_story(manager):
     assert [e["action"] for e in log] == expected
     assert {e["key_id"] for e in log} == {"k"}
     assert {e["actor"] for e in log} == {"library"}
-    assert {"timestamp", "action", "key_id", "reason", "ip", "request_id", "detail"} <= log[0].keys()
+    assert {"timestamp", "action", "key_id", "reason", "ip", "request_id", "detail"} <= log[
+        0
+    ].keys()
     paged, cursor = [], None
     while True:
         page = await manager.find_audit(limit=3, cursor=cursor)

@@ -34,7 +34,7 @@ class SlowStore:
 
     async def waiting(self) -> asyncio.Event:
         """The gate of the next load; loads after it pass."""
-        while not self.gates:
+        while not self.gates:  # noqa: ASYNC110 - the load comes within a few turns of the loop
             await asyncio.sleep(0)
         (gate,), self.gates = self.gates, None
         return gate

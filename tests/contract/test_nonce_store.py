@@ -51,7 +51,12 @@ async def test_in_one_batch(store, clock):
 async def test_keys_and_nonces_are_apart(store, clock):
     """The same nonce of two keys are two; letters and case count; no pair runs into another."""
     clock.advance(1)
-    for key_id, nonce in [("a", "n" * 16), ("b", "n" * 16), ("a", "N" * 16), ("an", "n" * 15 + "_")]:
+    for key_id, nonce in [
+        ("a", "n" * 16),
+        ("b", "n" * 16),
+        ("a", "N" * 16),
+        ("an", "n" * 15 + "_"),
+    ]:
         assert await store.claim([claim(clock, key_id, nonce)], clock.now, SKEW) == [TAKEN]
     again = [claim(clock, "a", "n" * 16), claim(clock, "b", "n" * 16)]
     assert await store.claim(again, clock.now, SKEW) == [REPLAYED, REPLAYED]

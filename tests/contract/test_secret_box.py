@@ -1,4 +1,4 @@
-"""What every secret box promises: it gives back what was put in, to nobody else, as nothing else."""
+"""What every secret box promises: what was put in comes out, in its own place only."""
 
 from __future__ import annotations
 

@@ -75,7 +75,6 @@ async def write(manager: KeyManager, name: str, rounds: str) -> None:
 
 async def crash(manager: KeyManager, name: str) -> None:
     """Change things as fast as possible until killed; say each only when it is promised."""
-    say("ready")
 
     async def lane(lane: int) -> None:
         for i in range(1_000_000):
@@ -117,10 +116,9 @@ TASKS: dict[str, Callable[..., Awaitable[None]]] = {
 
 
 async def main(task: str, *arguments: str) -> None:
-    if task == "found":
+    if task in ("found", "crash"):
         say("ready")
         listen()
-    # Writers that read through meet the other process's changes at once.
     async with open_deployment(Settings.load()) as deployment:
         await TASKS[task](deployment.manager, *arguments)
 

@@ -66,10 +66,7 @@ async def serving(peer: str = "127.0.0.1", **overrides: Any) -> AsyncIterator[Ap
     settings = Settings.load(**{"DATABASE_URL": "memory://", **overrides})
     async with open_deployment(settings) as deployment:
         await deployment.mint_first_token(on_terminal=True)
-        # An error of the app must come out as an answer, as it would over a socket.
-        transport = httpx.ASGITransport(
-            build_app(deployment), raise_app_exceptions=False, client=(peer, 40_000)
-        )
+        transport = httpx.ASGITransport(build_app(deployment), client=(peer, 40_000))
         async with httpx.AsyncClient(transport=transport, base_url="http://akm.test") as client:
             yield Api(client, deployment, deployment.first_token or settings.AKM_ADMIN_TOKEN)
 

@@ -50,11 +50,19 @@ class Child:
             raise AssertionError(f"the child ended: {self.process.communicate()[1][-2000:]}")
         return line.rstrip("\n")
 
-    def rest(self, timeout: float = 60) -> list[str]:
-        """Everything else it says until it ends well."""
-        out, err = self.process.communicate(timeout=timeout)
-        assert self.process.returncode == 0, err[-2000:]
-        return out.splitlines()
+    def rest(self) -> str:
+        """Everything else that it says until it ends."""
+        # Not by communicate(), which would lose what readline() has read ahead.
+        assert self.process.stdout is not None
+        out = self.process.stdout.read()
+        self.process.wait(60)
+        return out
+
+    def done(self) -> list[str]:
+        """The same in lines, and it must end well."""
+        lines = self.rest().splitlines()
+        assert self.process.returncode == 0, self.process.communicate()[1][-2000:]
+        return lines
 
 
 class Place:

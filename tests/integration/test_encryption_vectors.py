@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from api_key_manager.core import EncryptionError
-from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
+from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey, envelopes
 
 
 def test_wycheproof(vectors):
@@ -31,10 +33,28 @@ def test_wycheproof(vectors):
     assert seen["invalid"] > 20
 
 
+def test_envelope_keys_are_hkdf(monkeypatch):
+    """The key of an envelope is HKDF-Expand (RFC 5869) of the data key, as the library makes it."""
+    made: list[bytes] = []
+
+    def spy(key: bytes) -> AESGCM:
+        made.append(key)
+        return AESGCM(key)
+
+    master = MasterKey(bytes(range(32)), "a test")
+    ring = Keyring(master, [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)])
+    monkeypatch.setattr(envelopes, "AESGCM", spy)
+    EnvelopeBox(master, ring).seal("secret", "k", 7, b"x")
+    bound = envelopes._bound("secret", "k", 7, 1)
+    assert made == [HKDFExpand(SHA256(), 32, info=bound).derive(ring.get(DATA, 1))]
+
+
 @pytest.fixture
 def box() -> EnvelopeBox:
     master = MasterKey(bytes(range(32)), "a test")
-    return EnvelopeBox(master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)]))
+    return EnvelopeBox(
+        master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)])
+    )
 
 
 def test_any_flipped_bit_is_found(box):

@@ -111,7 +111,9 @@ def write(tree, draw) -> str:
             for part, text in zip(tree[1:], parts, strict=True)
         ]
         space = draw(st.sampled_from([" ", "  ", "\t", " \n"]))
-        text = f"{word}{space}{parts[0]}" if word.lower() == "not" else f"{space}{word} ".join(parts)
+        text = (
+            f"{word}{space}{parts[0]}" if word.lower() == "not" else f"{space}{word} ".join(parts)
+        )
     return f"( {text})" if draw(st.integers(0, 9)) == 0 else text
 
 
@@ -161,7 +163,7 @@ def test_binding(text: str, grants: tuple[str, ...], yes: bool):
     [
         "", "   ", "and", "a and", "or a", "not", "a b", "a not b", "(a", "a)", "()", "a..b", ".a",
         "a.", "a*", "*a", "a & b", "a;b", "é", "a\x00", "a and (b or", "not and a", "(a)(b)",
-        "a," "b", "a" * 129,
+        "a,b", "a" * 129,
     ],
 )  # fmt: skip
 def test_unreadable(text: str):

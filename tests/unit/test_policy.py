@@ -23,6 +23,7 @@ BOX = MemoryBox()
 SECRET = "the-secret"
 TOKEN = mint_token("akm", "client")
 NONCE = "n" * 16
+RULES = Rules()
 
 
 def open_key(kind: str = "signed", decoy: bool = False, secret: str | None = None, **fields: Any):
@@ -45,7 +46,7 @@ class Case:
     token: str = TOKEN
     around: dict[str, Any] = field(default_factory=dict)
 
-    def judge(self, rules: Rules = Rules(), now: float = NOW):
+    def judge(self, rules: Rules = RULES, now: float = NOW):
         if self.kind == "bearer":
             given = present(token=self.token, **self.around)
         else:
@@ -154,9 +155,7 @@ def test_window_edges(age: int, reason: Reason | None):
     assert Case(timestamp=NOW - age).judge().reason is (reason or Reason.VALID)
 
 
-@given(
-    st.integers(0, 10**10), st.floats(0, 1e10), st.integers(300, 10**7), st.integers(0, 10**4)
-)
+@given(st.integers(0, 10**10), st.floats(0, 1e10), st.integers(300, 10**7), st.integers(0, 10**4))
 def test_window_is_the_formula(timestamp: int, now: float, window: int, skew: int):
     """The window for any values, with exactly one of three outcomes."""
     age = now - timestamp
@@ -252,6 +251,17 @@ def test_bearer_versions_end_too():
     given = present(token=TOKEN)
     assert judge(key, given, NOW - 0.001, Rules())
     assert judge(key, given, NOW, Rules()).reason is Reason.BAD_SIGNATURE
+
+
+@pytest.mark.parametrize(("stamp", "nonce"), [(None, None), (NOW, None), (NOW, NONCE)])
+def test_every_byte_of_a_signature_counts(stamp: int | None, nonce: str | None):
+    """A signature that differs in a single bit of any byte is refused, in every scheme."""
+    key, good = open_key(), bytes.fromhex(sign(SECRET, "client", stamp, nonce))
+    assert judge(key, present("client", good.hex(), stamp, nonce), NOW, RULES)
+    for i in range(32):
+        wrong = good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :]
+        verdict = judge(key, present("client", wrong.hex(), stamp, nonce), NOW, RULES)
+        assert verdict.reason is Reason.BAD_SIGNATURE
 
 
 def test_kinds_do_not_mix():

@@ -77,7 +77,7 @@ def test_right_checksum_does_not_excuse_the_form():
     tail = "a" * 30
     for head in (f"Akm_id_{tail}", f"akm__{tail}", f"akm_i d_{tail}", f"_id_{tail}", f"id_{tail}",
                  f"akm_id_{tail}a", f"akm_id_{tail[1:]}", f"1akm_id_{tail}", f"akm__x_id_{tail}",
-                 f"{'a' * 33}_id_{tail}", f"akm_{'a' * 129}_{tail}"):  # fmt: skip
+                 f"{'a' * 49}_id_{tail}", f"akm_{'a' * 129}_{tail}"):  # fmt: skip
         assert parse_token(head + checksum(head)) is None
     assert parse_token(f"akm_id_{tail}" + checksum(f"akm_id_{tail}")) == ("akm", "id")
 
@@ -142,14 +142,14 @@ def test_bearer_id_holds_no_underscore():
         check_bearer_id("client_1")
 
 
-@pytest.mark.parametrize("prefix", ["a", "akm", "acme_live", "a1_2_3", "a" * 32])
+@pytest.mark.parametrize("prefix", ["a", "akm", "acme_live", "a1_2_3", "a" * 48])
 def test_good_prefixes(prefix: str):
     """Lower-case groups joined by single underscores."""
     assert check_prefix(prefix) == prefix
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "A", "1a", "_a", "a_", "a__b", "a-b", "a\n", "a" * 33, "ä", None, 7]
+    "prefix", ["", "A", "1a", "_a", "a_", "a__b", "a-b", "a\n", "a" * 49, "ä", None, 7]
 )
 def test_bad_prefixes(prefix: object):
     """Anything else is refused, a trailing newline included."""

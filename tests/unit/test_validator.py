@@ -100,6 +100,31 @@ async def test_refuses(validator, clock, change: dict[str, Any], warm: bool):
     assert str(caught.value) == OUTCOMES[Reason.BAD_SIGNATURE].message
 
 
+@pytest.mark.parametrize("stamped", [False, True])
+@pytest.mark.parametrize("warm", [False, True])
+async def test_every_byte_counts(validator, clock, stamped: bool, warm: bool):
+    """A signature that differs in a single bit of any byte is refused, warm cache or not."""
+    stamp = clock.seconds if stamped else None
+    good = bytes.fromhex(sign(SECRET, KEY, stamp))
+    if warm:
+        assert await validator.validate(KEY, good.hex(), SECRET, stamp)
+    for i in range(32):
+        wrong = good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :]
+        with pytest.raises(InvalidSignatureError):
+            await validator.validate(KEY, wrong.hex(), SECRET, stamp)
+
+
+async def test_a_hit_on_a_clock_that_stepped_back(validator, clock):
+    """A remembered success is judged by its window too, when the clock says it is too early."""
+    stamp = clock.seconds
+    signature = sign(SECRET, KEY, stamp)
+    assert await validator.validate(KEY, signature, SECRET, stamp)
+    clock.now = stamp - 61
+    with pytest.raises(KeyExpiredError) as caught:
+        await validator.validate(KEY, signature, SECRET, stamp)
+    assert caught.value.reason == "future_timestamp"
+
+
 GOOD = {"key": KEY, "signature": sign(SECRET, KEY), "secret": SECRET}
 
 
@@ -247,6 +272,11 @@ async def test_batch_nonces_count_once(validator, clock):
     assert await validator.batch_validate([bad, item, item]) == [False, True, False]
     assert await validator.batch_validate([item]) == [False]
     assert validator.get_cache_stats()["cache_size"] == 0
+    # Nor does a remembered success lend itself to a nonce that it never covered.
+    bare = sign(SECRET, KEY, stamp)
+    assert await validator.validate(KEY, bare, SECRET, stamp)
+    covered = {**item, "signature": bare, "nonce": "k" * 16}
+    assert await validator.batch_validate([covered]) == [False]
     static = {**item, "signature": sign(SECRET, KEY), "nonce": "m" * 16}
     without = {**item, "timestamp": None}
     assert await validator.batch_validate([static, without]) == [False, False]

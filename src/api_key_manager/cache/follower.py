@@ -63,6 +63,7 @@ class Follower:
         self._poll = poll
         self._clock = clock
         self._revision = -1
+        self._behind = True
         self.problem: str | None = "the change feed was not read yet"
 
     @property
@@ -77,8 +78,11 @@ class Follower:
             StorageError: it cannot be read; the lease runs on to its end.
         """
         started = self._clock()
-        if self._feed.changed() or self._revision < 0:
+        # A reading that failed is owed, whether or not anything changes after it.
+        self._behind = self._feed.changed() or self._behind
+        if self._behind:
             self._read()
+            self._behind = False
         self._records.cache.prolong(started + self._bound)
 
     def _read(self) -> None:

@@ -67,7 +67,7 @@ keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("realm", String(16), nullable=False),
-    Column("prefix", String(32), nullable=False),
+    Column("prefix", String(48), nullable=False),
     Column("owner", String(128)),
     Column("environment", String(128)),
     Column("metadata_json", Text, nullable=False),

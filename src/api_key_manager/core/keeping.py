@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from api_key_manager.core import lifecycle
-from api_key_manager.core.exceptions import ConflictError, ValidationError
+from api_key_manager.core.exceptions import ConflictError, StorageError, ValidationError
 from api_key_manager.core.inputs import (
     check_instant,
     check_overlap,
@@ -28,7 +29,7 @@ from api_key_manager.core.models import (
 )
 from api_key_manager.core.ports import KeyStore, Receipt, SecretBox
 from api_key_manager.core.recorder import Recorder
-from api_key_manager.core.records import Records, seal_record
+from api_key_manager.core.records import Records, edited, is_intact, seal_record
 from api_key_manager.core.tokens import (
     check_bearer_id,
     check_key_id,
@@ -40,6 +41,7 @@ from api_key_manager.core.tokens import (
 
 __all__ = ["LIBRARY", "KeyLifeCycle", "Origin", "ReceiptOf"]
 
+_log = logging.getLogger(__name__)
 _TRIES = 5
 _CHUNK = 500
 _IDS_SHOWN = 1000
@@ -116,7 +118,7 @@ class KeyLifeCycle:
             shown = mint_token(prefix, check_bearer_id(key_id))
         else:
             shown = mint_secret(prefix) if secret is None else check_secret(secret)
-        if len(shown) >= 8 and shown in clean["metadata_json"]:
+        if len(shown) >= 8 and canonical_json(shown)[1:-1] in clean["metadata_json"]:
             raise ValidationError("metadata: the secret must not stand in it")
         version = seal_record(self.box, key_id, 1, shown, kind, now)
         record = ApiKey(key_id, kind, now, now, (version,), realm, prefix, **clean)
@@ -277,7 +279,7 @@ class KeyLifeCycle:
     ) -> int:
         """One transaction for all; key by key where somebody was faster."""
         now = self._now()
-        changes = [change for record in records if (change := step(record, now))]
+        changes = [change for record in self._intact(records) if (change := step(record, now))]
         try:
             if changes:
                 await self._write(changes)
@@ -299,13 +301,14 @@ class KeyLifeCycle:
             event = self._event(record, "deleted", by, {})
             return Change(lifecycle.delete(record, now), record.revision, [event])
 
-        await self._change(key_id, realm, step)
+        # Also a record that was edited: nothing of it stays but the id.
+        await self._change(key_id, realm, step, self._stored)
         return True
 
     async def sweep(self, limit: int = _CHUNK) -> int:
         """Write down what has ended by the clock; returns how many keys that was."""
         now = self._now()
-        due = await self.store.ending(now, limit)
+        due = self._intact(await self.store.ending(now, limit))
         changes = [change for record in due if (change := lifecycle.settle(record, now))]
         done = 0
         for change in changes:
@@ -331,17 +334,43 @@ class KeyLifeCycle:
             self.records.changed([change.record.key_id for change in changes])
 
     async def _record(self, key_id: str, realm: str) -> ApiKey:
+        """One record that can be believed.
+
+        Raises:
+            KeyNotFoundError: no such key.
+            StorageError: it was edited; a change would put a new seal under what was written there.
+        """
+        record = await self._stored(key_id, realm)
+        if not is_intact(record, self.box):
+            raise StorageError(f"{edited(record)}: it can only be deleted")
+        return record
+
+    async def _stored(self, key_id: str, realm: str) -> ApiKey:
         check_key_id(key_id)
         (record,) = await self.store.load([key_id])
         return lifecycle.require_found(record, realm)
 
+    def _intact(self, records: Sequence[ApiKey]) -> list[ApiKey]:
+        """The records that can be believed; the others are reported."""
+        found = []
+        for record in records:
+            if is_intact(record, self.box):
+                found.append(record)
+            else:
+                _log.error("%s", edited(record))
+        return found
+
     async def _change(
-        self, key_id: str, realm: str, step: Callable[[ApiKey, int], Change | None]
+        self,
+        key_id: str,
+        realm: str,
+        step: Callable[[ApiKey, int], Change | None],
+        read: Callable[[str, str], Awaitable[ApiKey]] | None = None,
     ) -> ApiKey:
         """Read, step, write; again when somebody else was faster."""
         tries = _TRIES
         while True:
-            record = await self._record(key_id, realm)
+            record = await (read or self._record)(key_id, realm)
             change = step(record, self._now())
             if change is None:
                 return record

@@ -58,7 +58,7 @@ class Rules:
 
 
 class Presented(NamedTuple):
-    """One well-formed credential and its circumstances."""
+    """One well-formed credential and its circumstances. Its ``repr`` shows the id only."""
 
     key_id: str
     signature: bytes | None = None
@@ -74,6 +74,9 @@ class Presented(NamedTuple):
     request_id: str | None = None
     tags: tuple[str, ...] = ()
     actor: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Presented({self.key_id!r})"
 
 
 def present(
@@ -144,6 +147,9 @@ class OpenVersion(NamedTuple):
     ends_at: float
     state: MacState
     digest: bytes | None
+
+    def __repr__(self) -> str:
+        return f"OpenVersion({self.version})"
 
 
 class OpenKey:
@@ -223,7 +229,7 @@ def _match_signature(key: OpenKey, presented: Presented, now: float) -> tuple[in
         return 0, "static"
     timestamp, nonce = presented.timestamp, presented.nonce
     if timestamp is not None:
-        message = timestamped_message(presented.key_id, timestamp, nonce)
+        message = timestamped_message(presented.key_id, timestamp, nonce or "")
         for version in key.versions:
             if now < version.ends_at and matches(version.state.digest(message), given):
                 return version.version, "timestamped"

@@ -51,6 +51,9 @@ class Receipt(NamedTuple):
     expires_at: int
     """In microseconds, like every instant of the store."""
 
+    def __repr__(self) -> str:
+        return f"Receipt({self.scope!r})"
+
 
 class KeyStore(Protocol):
     """Keys with their live versions, the revision, the change feed and the audit log."""
@@ -114,6 +117,9 @@ class Begun(NamedTuple):
 
     state: Literal["new", "in_progress", "mismatch", "answered"]
     answer: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Begun({self.state!r})"
 
 
 class IdempotencyStore(Protocol):

@@ -187,6 +187,9 @@ class Recorder:
     async def _make_room(self, now: float) -> None:
         try:
             await self.flush(now)
+            # The queue may have filled up again meanwhile, and its callers wait for this task.
+            while self.full:
+                await self.flush(now)
         except StorageError as error:
             _log.error("the audit log cannot be written: %s", error)
 

@@ -21,7 +21,15 @@ from api_key_manager.core.ports import KeyStore, SecretBox
 from api_key_manager.core.signing import MacState, matches
 from api_key_manager.core.tokens import mint_secret
 
-__all__ = ["RecordCache", "Records", "boot_clock", "open_record", "seal_record"]
+__all__ = [
+    "RecordCache",
+    "Records",
+    "boot_clock",
+    "edited",
+    "is_intact",
+    "open_record",
+    "seal_record",
+]
 
 _log = logging.getLogger(__name__)
 _FOREVER = float("inf")
@@ -37,14 +45,27 @@ boot_clock: Callable[[], float] = (
 """Seconds on a clock that never steps and, where there is one, counts suspension too."""
 
 
+def is_intact(record: ApiKey, box: SecretBox) -> bool:
+    """Whether the record is as this deployment wrote it."""
+    try:
+        return matches(box.record_mac(record), record.mac)
+    except (AttributeError, TypeError, ValueError):
+        return False  # a column holds something of a type that is never written
+
+
+def edited(record: ApiKey) -> str:
+    """What there is to say of a record that is not intact."""
+    return f"the stored record of key {record.key_id} was edited or damaged"
+
+
 def open_record(record: ApiKey, box: SecretBox, *, decoy: bool = False) -> OpenKey:
     """Check a stored record and make its secrets ready for use.
 
     Raises:
         EncryptionError: the record's MAC does not fit, or a secret cannot be opened.
     """
-    if not matches(box.record_mac(record), record.mac):
-        raise EncryptionError(f"the stored record of key {record.key_id} was edited or damaged")
+    if not is_intact(record, box):
+        raise EncryptionError(edited(record))
     versions = tuple(_open_version(record, version, box) for version in record.versions)
     return OpenKey(record, versions, decoy=decoy)
 

@@ -67,9 +67,9 @@ def static_message(key_id: str) -> bytes:
     return key_id.encode()
 
 
-def timestamped_message(key_id: str, timestamp: int, nonce: str | None = None) -> bytes:
+def timestamped_message(key_id: str, timestamp: int, nonce: str = "") -> bytes:
     """The message of the ``timestamped`` scheme; ``timestamp`` in Unix seconds."""
-    return f"AKM1\n{key_id}\n{timestamp}\n{nonce or ''}".encode()
+    return f"AKM1\n{key_id}\n{timestamp}\n{nonce}".encode()
 
 
 def sign(secret: str, key_id: str, timestamp: int | None = None, nonce: str | None = None) -> str:
@@ -92,7 +92,7 @@ def sign(secret: str, key_id: str, timestamp: int | None = None, nonce: str | No
             raise ValueError("a nonce needs a timestamp")
         message = static_message(key_id)
     else:
-        message = timestamped_message(key_id, timestamp, nonce)
+        message = timestamped_message(key_id, timestamp, nonce or "")
     return mac(secret.encode(), message, "sha256").hex()
 
 

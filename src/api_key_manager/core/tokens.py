@@ -32,7 +32,7 @@ __all__ = [
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 MAX_SECRET_BYTES = 1024
-MAX_PREFIX = 32
+MAX_PREFIX = 48
 MAX_TOKEN = MAX_PREFIX + 1 + 128 + 1 + 36
 
 _ID_LENGTH = 16
@@ -126,11 +126,11 @@ def check_prefix(prefix: object) -> str:
     """Return ``prefix``.
 
     Raises:
-        ValidationError: it is no ``[a-z][a-z0-9]*(_[a-z0-9]+)*`` of at most 32 characters.
+        ValidationError: it is no ``[a-z][a-z0-9]*(_[a-z0-9]+)*`` of at most 48 characters.
     """
     if type(prefix) is not str or len(prefix) > MAX_PREFIX or not _is_prefix(prefix):
         raise ValidationError(
-            "prefix: at most 32 lower-case letters and digits in groups joined by _,"
+            "prefix: at most 48 lower-case letters and digits in groups joined by _,"
             " beginning with a letter"
         )
     return prefix

@@ -69,10 +69,12 @@ class AsyncAPIKeyValidator:
             allow_static=bool(allow_static_signatures),
         )
         self.clock = clock
-        self._window = self.rules.window
         self._skew = self.rules.skew
+        self._oldest = self.rules.window + self.rules.skew
+        self._oldest_with_nonce = self.rules.nonce_window + self.rules.skew
         self._ttl = cache_ttl_seconds
         self._cache: Cache = BoundedTTLMap(cache_max_entries if cache_ttl_seconds else 0)
+        self._last_batch: tuple[Any, ...] | None = None
         self._nonces = MemoryNonceStore(clock())
 
     async def validate(
@@ -100,9 +102,13 @@ class AsyncAPIKeyValidator:
             KeyExpiredError: the timestamp is outside the window, on either side.
             ValidationError: an argument is unusable.
         """
-        cache = self._cache if use_cache else None
-        reason = self._judge(key, signature, secret, timestamp, None, cache, True, self.clock())
+        now = self.clock()
+        if use_cache and self._remembers(key, signature, secret, timestamp, now):
+            return True
+        reason = self._judge(key, signature, secret, timestamp, now)
         if reason is _VALID:
+            if use_cache:
+                self._remember(key, signature, secret, timestamp, now)
             return True
         outcome = OUTCOMES[reason]
         raise outcome.exception(outcome.message, reason=reason)
@@ -113,27 +119,29 @@ class AsyncAPIKeyValidator:
 
         Returns:
             One result per item, in order. An item that cannot be used is ``False``. A nonce is
-            accepted once in the life of this validator. Remembered successes serve a batch, and
-            a batch adds none.
+            accepted once in the life of this validator. Remembered successes serve a batch; its
+            own are remembered when the same batch comes again.
         """
-        now, judge = self.clock(), self._judge
-        # Remembering costs a third of a check, and a batch is seldom sent twice.
-        cache = self._cache if len(self._cache) else None
-        results = []
+        now, judge, results = self.clock(), self._judge, []
+        warm, again = len(self._cache) > 0, self._is_sent_again(validations)
         for item in validations:
             try:
-                nonce = item["nonce"] if "nonce" in item else None  # noqa: SIM401 - half of get()'s time
-                reason = judge(
-                    item["key"], item["signature"], item["secret"],
-                    item["timestamp"] if "timestamp" in item else None,  # noqa: SIM401
-                    nonce, cache, False, now,
-                )  # fmt: skip
-                if reason is _VALID and nonce is not None:
-                    results.append(self._claim(item["key"], nonce, item["timestamp"], now))
+                # Subscripts, since get() takes twice as long.
+                key, signature, secret = item["key"], item["signature"], item["secret"]
+                timestamp = item["timestamp"] if "timestamp" in item else None  # noqa: SIM401
+                nonce = item["nonce"] if "nonce" in item else None  # noqa: SIM401
+                if nonce is not None:
+                    valid = judge(key, signature, secret, timestamp, now, nonce) is _VALID
+                    valid = valid and self._claim(key, nonce, timestamp, now)
+                elif warm and self._remembers(key, signature, secret, timestamp, now):
+                    valid = True
                 else:
-                    results.append(reason is _VALID)
+                    valid = judge(key, signature, secret, timestamp, now) is _VALID
+                    if valid and again:
+                        self._remember(key, signature, secret, timestamp, now)
             except (KeyError, TypeError):  # a field is missing, or this is no dict
-                results.append(False)
+                valid = False
+            results.append(valid)
         return results
 
     def clear_cache(self) -> None:
@@ -151,56 +159,75 @@ class AsyncAPIKeyValidator:
         claim = Claim(key, nonce, timestamp, held_until, self._nonces.birth)
         return self._nonces.claim_now(claim, now, rules.skew) is ClaimResult.TAKEN
 
+    def _is_sent_again(self, validations: Sequence[dict[str, Any]]) -> bool:
+        """Whether a batch looks like the last one. To remember a success costs a third of a
+        check, which only a batch that comes again is worth."""
+        try:
+            first = validations[0]
+            mark = (first["key"], first.get("timestamp"), len(validations))
+        except (AttributeError, IndexError, KeyError, TypeError):
+            return False
+        again, self._last_batch = mark == self._last_batch, mark
+        return again
+
+    def _remembers(self, key: Any, signature: Any, secret: Any, timestamp: Any, now: float) -> bool:
+        # True and 1.0 would find what was remembered for 1.
+        if timestamp is not None and type(timestamp) is not int:
+            return False
+        try:
+            known = self._cache.get((key, timestamp), now)
+            # A signature of 64 characters ends where the secret begins. Compared whole and in
+            # constant time, so that nothing can be guessed from here.
+            return (
+                known is not None
+                and len(signature) == 64
+                and now >= known[1]
+                and matches(known[0], (signature + secret).encode())
+            )
+        except (TypeError, ValueError):  # unusable values: the judge has the word for them
+            return False
+
+    def _remember(
+        self, key: str, signature: str, secret: str, timestamp: int | None, now: float
+    ) -> None:
+        begins, ends = 0.0, now + self._ttl
+        if timestamp is not None:
+            begins, ends = timestamp - self._skew, min(ends, timestamp + self._oldest)
+        self._cache.put((key, timestamp), ((signature + secret).encode(), begins), ends)
+
     def _judge(
-        self, key: Any, signature: Any, secret: Any, timestamp: Any, nonce: Any,
-        cache: Cache | None, remember: bool, now: float,
-    ) -> Reason:  # fmt: skip
+        self, key: Any, signature: Any, secret: Any, timestamp: Any, now: float, nonce: Any = None
+    ) -> Reason:
         # One flat function: on this path the call of a helper costs as much as what it does.
         if type(key) is not str or type(signature) is not str or type(secret) is not str:
-            return _MALFORMED
-        if len(signature) != 64 or (timestamp is not None and type(timestamp) is not int):
-            return _MALFORMED
-        try:
-            if cache is not None and nonce is None:
-                known = cache.get((key, timestamp), now)
-                # A signature of 64 characters ends where the secret begins. Compared whole and
-                # in constant time, so that nothing can be guessed from here.
-                if (
-                    known is not None
-                    and now >= known[1]
-                    and matches(known[0], (signature + secret).encode())
-                ):
-                    return _VALID
-            given, raw = unhexlify(signature), secret.encode()
-        except ValueError:  # also what binascii and the codecs raise
-            return _MALFORMED
-        if not 0 < len(raw) <= MAX_SECRET_BYTES or not is_key_id(key):
             return _MALFORMED
         if timestamp is None:
             if nonce is not None:
                 return _MALFORMED
-            begins, ends = 0.0, now + self._ttl
-        else:
-            if not 0 <= timestamp <= MAX_TIMESTAMP:
-                return _MALFORMED
-            if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
-                return _MALFORMED
-            begins = timestamp - self._skew
-            window = self._window if nonce is None else self.rules.nonce_window
-            ends = timestamp + window + self._skew
+        elif (
+            type(timestamp) is not int
+            or not 0 <= timestamp <= MAX_TIMESTAMP
+            or (nonce is not None and (type(nonce) is not str or not is_nonce(nonce)))
+        ):
+            return _MALFORMED
+        try:
+            given, raw = unhexlify(signature), secret.encode()
+        except ValueError:  # also what binascii and the codecs raise
+            return _MALFORMED
+        if len(given) != 32 or not 0 < len(raw) <= MAX_SECRET_BYTES or not is_key_id(key):
+            return _MALFORMED
         if timestamp is None or not matches(
-            mac(raw, timestamped_message(key, timestamp, nonce), "sha256"), given
+            mac(raw, timestamped_message(key, timestamp, nonce or ""), "sha256"), given
         ):
             if nonce is not None or not matches(mac(raw, static_message(key), "sha256"), given):
                 return Reason.BAD_SIGNATURE
             if not self.rules.allow_static:
                 return Reason.WEAK_SCHEME
-        if not begins <= now <= ends:
-            return Reason.STALE_TIMESTAMP if now > ends else Reason.FUTURE_TIMESTAMP
-        if remember and cache is not None:
-            remembered = (signature + secret).encode(), begins
-            ttl_ends = now + self._ttl
-            cache.put((key, timestamp), remembered, ends if ends < ttl_ends else ttl_ends)
+        if timestamp is not None:
+            if now - timestamp > (self._oldest if nonce is None else self._oldest_with_nonce):
+                return Reason.STALE_TIMESTAMP
+            if timestamp - now > self._skew:
+                return Reason.FUTURE_TIMESTAMP
         return _VALID
 
 

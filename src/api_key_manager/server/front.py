@@ -87,6 +87,10 @@ class _Request(NamedTuple):
     id: str
     head: Mapping[bytes, list[bytes]]
 
+    def __repr__(self) -> str:
+        # The headers hold credentials.
+        return f"_Request({self.id!r})"
+
 
 class _Response:
     """What has been sent of an answer of the app; adds the headers that every answer has."""

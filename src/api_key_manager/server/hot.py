@@ -47,6 +47,9 @@ class Validation(Struct, forbid_unknown_fields=True, gc=False):
         Annotated[list[Tag], Meta(max_length=10)] | None, Meta(description="For the audit log.")
     ] = None
 
+    def __repr__(self) -> str:
+        return f"Validation({self.key!r})"
+
 
 class Validations(Struct, forbid_unknown_fields=True):
     """Many credentials."""

@@ -48,7 +48,9 @@ class CreateKey(_In):
     """A key to be made. Everything may be left out."""
 
     key_id: str | None = Field(None, description="Minted when left out.")
-    secret: str | None = Field(None, description="Of a signed key; minted when left out.")
+    secret: str | None = Field(
+        None, repr=False, description="Of a signed key; minted when left out."
+    )
     kind: Literal["signed", "bearer"] = "signed"
     prefix: str | None = Field(None, description="What the secret or token starts with.")
     metadata: dict[str, Any] | None = Field(None, description="At most 16 KiB of JSON.")
@@ -148,8 +150,12 @@ class Key(BaseModel):
 
     key_id: str
     kind: Literal["signed", "bearer"]
-    secret: str | None = Field(None, description="Of a signed key; shown at creation only.")
-    token: str | None = Field(None, description="Of a bearer key; shown at creation only.")
+    secret: str | None = Field(
+        None, repr=False, description="Of a signed key; shown at creation only."
+    )
+    token: str | None = Field(
+        None, repr=False, description="Of a bearer key; shown at creation only."
+    )
     prefix: str
     owner: str | None
     environment: str | None
@@ -230,7 +236,7 @@ class Token(BaseModel):
 class CreatedToken(Token):
     """An admin token, shown this once."""
 
-    token: str
+    token: str = Field(repr=False)
 
 
 class TokenPage(BaseModel):

@@ -28,7 +28,3 @@ class SqliteFeed:
     def read(self, after: int, limit: int) -> tuple[int, list[str] | None]:
         """The revision reached, and whose changes led there; see :mod:`~.scripts`."""
         return self._driver.read(scripts.feed(after, limit))
-
-    def reset(self) -> None:
-        """Forget what was seen, so that the next reading looks again."""
-        self._seen = None

@@ -69,7 +69,7 @@ def _texts(column: str) -> tuple[str, ...]:
         return ()
     try:
         return tuple(str(item) for item in json.loads(column))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         # Edited by hand into something unreadable: keep it, so that the MAC refuses it.
         return (str(column),)
 

@@ -197,6 +197,13 @@ def find(query: KeyQuery) -> Script[Page[ApiKey]]:
     return Page(page, page[-1].key_id if len(records) > query.limit else None)
 
 
+def every(after: str, limit: int) -> Script[list[ApiKey]]:
+    """Keys of every realm, tombstones too, in the order of their ids: for who checks them all."""
+    some = _KEYS.where(keys.c.key_id > after).order_by(keys.c.key_id).limit(limit)
+    found = yield from _with_versions(some)
+    return found
+
+
 def ending(before: int, limit: int) -> Script[list[ApiKey]]:
     """Keys with an end at or before ``before`` that is not written down."""
     due = _KEYS.where(keys.c.next_end_at <= before).limit(limit)
@@ -282,9 +289,10 @@ def feed(after: int, limit: int) -> Script[tuple[int, list[str] | None]]:
     if revision == after:
         return revision, []
     rows = yield _FEED(b_after=after, b_limit=limit)
-    complete = revision > after and len(rows) >= revision - after
-    newest = rows[-1][0] if complete else revision
-    return newest, [row[1] for row in rows] if complete else None
+    newest = rows[-1][0] if rows else after
+    # Between the two statements others may have written and pruned: no revision may be missing.
+    complete = newest >= revision > after and newest - after == len(rows)
+    return (newest, [row[1] for row in rows]) if complete else (revision, None)
 
 
 def prune_feed(before: int) -> Script[None]:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,9 +16,8 @@ from api_key_manager.core.exceptions import (
     EncryptionError,
     StorageError,
 )
-from api_key_manager.core.models import ADMIN_REALM, KEY_REALM, KeyQuery
 from api_key_manager.core.records import open_record
-from api_key_manager.storage import SqliteDriver
+from api_key_manager.storage import SqliteDriver, SqlStore, scripts
 from api_key_manager.storage.schema import HEAD, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
 from api_key_manager.wiring.places import database_path
@@ -149,21 +147,23 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
     broken: list[str] = []
     static: list[str] = []
     count = 0
-    for realm in (KEY_REALM, ADMIN_REALM):
-        query = KeyQuery(realm=realm, limit=_PAGE)
-        while True:
-            page = await manager.store.find(query)
-            for record in page.items:
-                count += 1
-                if record.static_used_at is not None and record.min_scheme == "static":
-                    static.append(record.key_id)
-                try:
-                    open_record(record, manager.box)
-                except EncryptionError:
-                    broken.append(record.key_id)
-            if page.next_cursor is None:
-                break
-            query = replace(query, after=page.next_cursor)
+    store = manager.store
+    last = ""
+    # Whatever its row says of it: an edit may have put a key into another realm, or erased it.
+    while isinstance(store, SqlStore):
+        page = await asyncio.to_thread(store.driver.read_aside, scripts.every(last, _PAGE))
+        if not page:
+            break
+        for record in page:
+            count += 1
+            static_now = record.min_scheme == "static" and record.deleted_at is None
+            if record.static_used_at is not None and static_now:
+                static.append(record.key_id)
+            try:
+                open_record(record, manager.box)
+            except EncryptionError:
+                broken.append(record.key_id)
+        last = page[-1].key_id
     if broken:
         yield Finding(
             "error", "records", f"{len(broken)} of {count} were edited or damaged: {_some(broken)}"
@@ -181,4 +181,4 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
 
 def _some(key_ids: list[str]) -> str:
     more = len(key_ids) - _SHOWN
-    return ", ".join(key_ids[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(str, key_ids[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

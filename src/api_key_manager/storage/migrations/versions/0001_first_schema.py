@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("updated_at", sa.BigInteger, nullable=False),
         sa.Column("realm", sa.String(16), nullable=False),
-        sa.Column("prefix", sa.String(32), nullable=False),
+        sa.Column("prefix", sa.String(48), nullable=False),
         sa.Column("owner", sa.String(128)),
         sa.Column("environment", sa.String(128)),
         sa.Column("metadata_json", sa.Text, nullable=False),

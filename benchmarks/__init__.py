@@ -1,0 +1,1 @@
+"""What things cost here and now: `make bench`."""

@@ -1,0 +1,38 @@
+"""Run the benchmarks: all, or those named.
+
+python -m benchmarks [inprocess] [peers] [startup]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import ssl
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import inprocess, peers, startup
+
+SECTIONS = {"inprocess": inprocess.run, "startup": startup.run, "peers": peers.run}
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(SECTIONS)
+    for name in names:
+        if name not in SECTIONS:
+            print(f"{name}: there are {', '.join(SECTIONS)}", file=sys.stderr)
+            return 2
+    logging.disable(logging.WARNING)
+    print(f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}, {platform.machine()}")
+    good = True
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            good = asyncio.run(SECTIONS[name](Path(folder))) and good
+    print("\nEvery target was met." if good else "\nA target was missed: see above.")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
