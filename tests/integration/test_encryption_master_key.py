@@ -169,7 +169,7 @@ async def test_key_beside_the_database_is_refused(place):
         "DELETE FROM keyring WHERE kind = 'data'",
         "DELETE FROM keyring WHERE kind = 'pepper'",
         "UPDATE keyring SET number = 2 WHERE kind = 'pepper'",
-        "UPDATE keyring SET kind = CASE kind WHEN 'data' THEN 'pepper' ELSE 'data' END",
+        "UPDATE keyring SET kind = iif(kind = 'data', 'pepper', 'data'), number = number + 1",
     ],
 )
 async def test_edited_keyring(place, damage):
