@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from api_key_manager.config import Settings
 from api_key_manager.core import ConflictError, KeyManager, sign
+from api_key_manager.storage import migrations
 from api_key_manager.wiring import open_deployment
 
 
@@ -117,6 +118,8 @@ TASKS: dict[str, Callable[..., Awaitable[None]]] = {
 
 async def main(task: str, *arguments: str) -> None:
     if task in ("found", "crash"):
+        # What a first start needs, so that the race is about the file and not about imports.
+        migrations.config()
         say("ready")
         listen()
     async with open_deployment(Settings.load()) as deployment:

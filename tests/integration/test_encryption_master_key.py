@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from api_key_manager.core import ConfigurationError, StorageError
+from api_key_manager.encryption import make_key_file
 from tests.integration.places import Place, signed
 
 
@@ -89,6 +91,20 @@ async def test_from_the_environment(place):
             pass
     assert text not in str(caught.value)
     assert str(place.file) in str(caught.value)
+
+
+def test_made_once(tmp_path):
+    """Of many that make the key at once one does; the file is never written over, and nothing
+    else is left beside it."""
+    path = tmp_path / "keys" / "master.key"
+    with ThreadPoolExecutor(16) as threads:
+
+        def make(_: int) -> bytes:
+            make_key_file(path)
+            return path.read_bytes()
+
+        assert len(set(threads.map(make, range(64)))) == 1
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o622, 0o601])

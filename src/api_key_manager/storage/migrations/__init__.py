@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from pathlib import Path
 
 from alembic import command
@@ -12,6 +14,8 @@ from sqlalchemy.pool import NullPool
 from api_key_manager.core.exceptions import StorageError
 
 __all__ = ["config", "run"]
+
+_BUSY_SECONDS = 30.0
 
 
 def config(connection: Connection | None = None) -> Config:
@@ -31,7 +35,7 @@ def run(path: Path) -> None:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=NullPool,
-        connect_args={"timeout": 30, "isolation_level": None},
+        connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None},
     )
 
     # Transactional DDL: the driver must not begin or commit by itself, and the write lock is
@@ -41,13 +45,29 @@ def run(path: Path) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     try:
-        with engine.connect() as raw:
-            raw.exec_driver_sql("ROLLBACK")
-            raw.exec_driver_sql("PRAGMA journal_mode=WAL")
+        _switch_to_wal(path)
         with engine.begin() as connection:
             command.upgrade(config(connection), "head")
-    except exc.SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or type(error).__name__
+    except (exc.SQLAlchemyError, sqlite3.Error) as error:
+        cause = getattr(error, "orig", None) or error
         raise StorageError(f"{path} cannot be migrated: {cause}") from None
     finally:
         engine.dispose()
+
+
+def _switch_to_wal(path: Path) -> None:
+    """Before anything is written. SQLite's own time-out does not wait for this lock, so that of
+    several first starts at once all but one would fail."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    deadline = time.monotonic() + _BUSY_SECONDS
+    try:
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+    finally:
+        connection.close()
