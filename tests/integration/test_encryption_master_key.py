@@ -198,14 +198,11 @@ async def test_edited_keyring(place, damage):
     assert str(place.file) in str(caught.value)
 
 
-async def test_emptied_keyring_opens_nothing(place):
-    """With every wrapped key gone, the old keys are refused; nothing is believed without them."""
-    made = await fill(place)
+async def test_emptied_keyring_stops_the_start(place):
+    """With every wrapped key gone but keys there, no new ones are minted in their place."""
+    await fill(place)
     place.sql("DELETE FROM keyring")
-    async with place.open() as deployment:
-        manager = deployment.manager
-        verdicts = [
-            await manager.verify(**signed(manager, made["signed"])),
-            await manager.verify(token=made["bearer"]["token"]),
-        ]
-    assert not any(verdicts)
+    with pytest.raises(ConfigurationError, match="lost their data keys"):
+        async with place.open():
+            pass
+    assert place.sql("SELECT count(*) FROM keyring") == [(0,)]

@@ -325,3 +325,16 @@ async def test_row_of_another_database(tmp_path, shared):
         }
         assert reasons <= {Reason.UNAVAILABLE, Reason.BAD_SIGNATURE}
         assert not shared or Reason.UNAVAILABLE in reasons
+
+
+async def test_listings_do_not_show_an_edited_row_as_if_it_were_true(place, caplog):
+    """A list leaves out what was edited, says so in the log, and shows the rest."""
+    async with place.open() as deployment:
+        manager = deployment.manager
+        await manager.create_key("good")
+        await manager.create_key("bad")
+        place.sql("UPDATE keys SET owner = 'mallory' WHERE key_id = 'bad'")
+        page = await manager.find_keys()
+        assert [key["key_id"] for key in page["items"]] == ["good"]
+        assert [key["key_id"] for key in manager.list_keys()] == ["good"]
+        assert "key bad was edited" in caplog.text

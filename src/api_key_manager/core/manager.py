@@ -64,7 +64,7 @@ class KeyManager(KeyLifeCycle):
         self.store = store if store is not None else MemoryStore()
         self.box = box if box is not None else MemoryBox()
         self.prefix = check_prefix(prefix)
-        self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=in_memory)
+        self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=store is None)
         self.records = Records(self.store, self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
         self._flush_when_full = in_memory and not background
@@ -212,14 +212,15 @@ class KeyManager(KeyLifeCycle):
                 ``owner``, ``environment``, ``prefix``, ``created_before``.
 
         Returns:
-            ``items`` and ``next_cursor`` (``None`` on the last page).
+            ``items`` and ``next_cursor`` (``None`` on the last page). Records that were edited in
+            the store are left out and logged; ``akm doctor`` names them.
 
         Raises:
             ValidationError: a filter, limit or cursor that is not allowed.
         """
         query = key_query(filters, realm=realm, cursor=cursor, limit=limit, now=self._now())
         page = await self.store.find(query)
-        items = [self._public(record) for record in page.items]
+        items = [self._public(record) for record in self._intact(page.items)]
         return {"items": items, "next_cursor": write_cursor(page.next_cursor)}
 
     async def find_audit(
@@ -256,7 +257,7 @@ class KeyManager(KeyLifeCycle):
         found: list[dict[str, Any]] = []
         while True:
             page = store.find_now(query)
-            found.extend(self._public(record) for record in page.items)
+            found.extend(self._public(record) for record in self._intact(page.items))
             if page.next_cursor is None:
                 return found
             query = replace(query, after=page.next_cursor)

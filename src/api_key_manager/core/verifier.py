@@ -92,9 +92,15 @@ class Verifier:
         since = self._records.changes
         if cold:
             keys.update(await self._records.read(list(cold)))
+            if self._records.changes != since or not self._records.cache.leased:
+                # What was warm before this wait may have changed during it.
+                warm = keys.keys() - cold
+                since, cold = self._records.changes, set(keys)
+                keys.update(await self._records.read(list(warm)))
         for key_id, found in keys.items():
             if isinstance(found, OpenKey) and now >= found.next_end:
                 keys[key_id] = await self._settled(found, now)
+                cold.add(key_id)
         for i, presented in enumerate(batch):
             if presented is not None:
                 read = since if presented.key_id in cold else None

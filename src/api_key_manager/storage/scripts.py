@@ -111,6 +111,7 @@ _FEED = Statement(
 )
 _PRUNE_FEED = Statement(changes.delete().where(changes.c.changed_at < bindparam("b_before")))
 _KEYRING = Statement(select(keyring.c.kind, keyring.c.number, keyring.c.wrapped))
+_ANY_KEY = Statement(select(keys.c.key_id).limit(1))
 _INSERT_WRAPPED = Statement(keyring.insert())
 
 
@@ -310,6 +311,12 @@ def read_keyring() -> Script[list[tuple[str, int, bytes]]]:
     """Kind, number and wrapped bytes of every key."""
     rows = yield _KEYRING()
     return [(kind, number, wrapped) for kind, number, wrapped in rows]
+
+
+def is_empty() -> Script[bool]:
+    """Whether there was never a key."""
+    rows = yield _ANY_KEY()
+    return not rows
 
 
 def found_keyring(

@@ -243,7 +243,9 @@ def _prepare(path: Path, create: bool) -> None:
 
 async def _open_box(settings: Settings, driver: SqliteDriver) -> tuple[EnvelopeBox, str]:
     origin, _, _ = driver.read(scripts.describe())
-    known = driver.read(scripts.read_keyring())
+    known, empty = driver.read(scripts.read_keyring()), driver.read(scripts.is_empty())
+    if not (known or empty):
+        raise ConfigurationError(f"{driver.path} cannot be used: its keys lost their data keys")
     master = find_master_key(settings, driver.path, origin, make=not known)
     if not known:
         minted = [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)]
