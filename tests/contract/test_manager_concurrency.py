@@ -148,7 +148,7 @@ async def test_verify_now_answers_from_the_cache(manager, slow, clock):
     await manager.verify_presented(good)
     await manager.recorder.flush(clock.now)
     slow.loads = 0
-    verdicts = [manager.verify_now(given, clock.now) for given in (good, bad, None)]
+    verdicts = [manager.verify_now(given, clock.now) for given in (good, bad, present())]
     assert [str(v.reason) for v in verdicts] == ["valid", "bad_signature", "malformed"]
     assert all(v.cached for v in verdicts)
     assert manager.recorder.depth == 3

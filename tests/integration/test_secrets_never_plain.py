@@ -106,8 +106,12 @@ class Story:
             {"token": bearer["token"], "realm": "admin"},
             {"key_id": "own", "signature": sign(own, "own")},
             {"key_id": "own", "signature": self.marks["signature own"], "timestamp": now},
-            {"key_id": own, "signature": own},
-            {"key_id": own.upper(), "signature": new, "nonce": own, "timestamp": now},
+            {"key_id": "own", "signature": own},
+            {"key_id": "own", "signature": new, "nonce": own, "timestamp": now},
+            # Fields mixed up: ids are logged, so what looks like a secret is never taken for one.
+            {"key_id": bearer["token"], "signature": "0" * 64},
+            {"key_id": minted["secret"], "signature": own},
+            {"key_id": minted["secret"], "signature": "0" * 64, "timestamp": now},
             signed(manager, minted, secrets.token_hex(16)),
         ):
             verdict = await manager.verify(**arguments)

@@ -91,7 +91,7 @@ async def test_unexpected_error(
     judge = api.deployment.manager.verify_now
     monkeypatch.setattr(
         api.deployment.manager, "verify_now",
-        lambda p, now: judge(p, now) if p is None or p.realm == "admin" else broken(),
+        lambda p, now: judge(p, now) if p.realm == "admin" else broken(),
     )  # fmt: skip
     body = {"key": "k", "signature": "0" * 64} if path == "/v1/validate" else None
     with caplog.at_level(logging.ERROR):

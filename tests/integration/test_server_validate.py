@@ -286,9 +286,10 @@ def test_decode_needs_no_server():
     asker = Principal("me", ("validate",), request_id="r")
     body = {"key": "k", "signature": SIGNATURE, "timestamp": 5, "ip": "10.0.0.1"}
     presented = decode(json.dumps(body).encode(), asker)
-    assert presented is not None
+    assert not presented.malformed
     assert (presented.key_id, presented.timestamp, presented.ip) == ("k", 5, "10.0.0.1")
     assert (presented.actor, presented.request_id) == ("me", "r")
-    assert decode(b'{"token":"x"}', asker) is None
+    unreadable = decode(b'{"token":"x"}', asker)
+    assert (unreadable.malformed, unreadable.key_id, unreadable.actor) == (True, "", "me")
     with pytest.raises(ProblemError):
         decode(b"{}", asker)

@@ -56,7 +56,7 @@ class Case:
                 else sign(self.secret, "client", self.timestamp, self.nonce)
             )
             given = present("client", signature, self.timestamp, self.nonce, **self.around)
-        assert given is not None
+        assert not given.malformed
         return judge(open_key(self.kind, **self.key), given, now, rules)
 
 
@@ -316,8 +316,8 @@ GOOD = {"key_id": "client", "signature": "a" * 64, "timestamp": NOW, "nonce": NO
 )  # fmt: skip
 def test_malformed(change: dict[str, Any]):
     """Unusable values are told before anything is looked up."""
-    assert present(**GOOD) is not None
-    assert present(**{**GOOD, **change}) is None
+    assert not present(**GOOD).malformed
+    assert present(**{**GOOD, **change}).malformed
 
 
 @pytest.mark.parametrize(
@@ -326,5 +326,31 @@ def test_malformed(change: dict[str, Any]):
 )
 def test_two_credentials_are_malformed(more: dict[str, Any]):
     """A token beside any part of a signature leaves open which one is meant."""
-    assert present(token=TOKEN) is not None
-    assert present(token=TOKEN, **more) is None
+    assert not present(token=TOKEN).malformed
+    assert present(token=TOKEN, **more).malformed
+
+
+@pytest.mark.parametrize(
+    ("given", "key_id"),
+    [
+        ({"key_id": "client", "signature": "abc123def456..."}, "client"),
+        ({"key_id": "client", "signature": "0" * 64, "timestamp": -1}, "client"),
+        ({"key_id": "client", "signature": "0" * 64, "permissions": "("}, "client"),
+        ({"key_id": "no id", "signature": "0" * 64}, ""),
+        ({"key_id": ["client"], "signature": "0" * 64}, ""),
+        ({"token": "akm_x_y"}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_cannot_be_read_keeps_who_was_meant_and_who_asked(given, key_id):
+    """A malformed credential reaches the audit log with its id, address, caller and tags."""
+    around = {"ip": "192.0.2.1", "request_id": "r", "actor": "gateway", "tags": ("a",)}
+    presented = present(**given, **around)
+    assert presented.malformed
+    assert (presented.key_id, presented.signature, presented.token) == (key_id, None, None)
+    assert {name: getattr(presented, name) for name in around} == around
+
+
+def test_an_address_that_is_none_is_not_kept():
+    """What stands in the log as an address is one."""
+    assert present("client", "0" * 64, ip="127.0.0.1\nroot").ip is None

@@ -72,10 +72,10 @@ async def test_every_refusal_is_noted(reason: Reason):
     """Failed validations stand in the log, each with its reason."""
     store = MemoryStore()
     recorder = Recorder(store)
-    recorder.note(None if reason is Reason.MALFORMED else asked(), refused(reason), NOW)
+    recorder.note(asked(), refused(reason), NOW)
     (event,) = await written(recorder, store)
     assert (event.action, event.reason, event.times) == ("key_refused", reason.value, 1)
-    assert event.key_id == (None if reason is Reason.MALFORMED else "k")
+    assert event.key_id == "k"
 
 
 notes = st.lists(

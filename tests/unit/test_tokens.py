@@ -168,3 +168,13 @@ def test_bad_prefixes(prefix: object):
 def test_secret_bytes(secret: object, raw: bytes | None):
     """The MAC key is the secret's UTF-8 bytes, 1 to 1024 of them."""
     assert secret_bytes(secret) == raw
+
+
+@pytest.mark.parametrize("mint", [lambda: mint_secret("akm"), lambda: mint_token("akm", "client")])
+def test_a_secret_is_never_an_id(mint):
+    """Ids are logged: what ends like one of our secrets is refused as one, and not repeated."""
+    secret = mint()
+    with pytest.raises(ValidationError) as caught:
+        check_key_id(secret)
+    assert secret not in str(caught.value)
+    assert check_key_id(secret[:-1] + ("0" if secret[-1] != "0" else "1"))

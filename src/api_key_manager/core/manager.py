@@ -81,12 +81,11 @@ class KeyManager(KeyLifeCycle):
 
     # Validation
 
-    def verify_now(self, presented: Presented | None, now: float) -> Verdict | None:
+    def verify_now(self, presented: Presented, now: float) -> Verdict | None:
         """The verdict, if no I/O is needed for it.
 
         Args:
-            presented: what :func:`~api_key_manager.core.policy.present` made of the values;
-                ``None`` for malformed ones.
+            presented: what :func:`~api_key_manager.core.policy.present` made of the values.
             now: Unix seconds.
 
         Returns:
@@ -127,7 +126,7 @@ class KeyManager(KeyLifeCycle):
         )  # fmt: skip
         return await self.verify_presented(presented)
 
-    async def verify_presented(self, presented: Presented | None) -> Verdict:
+    async def verify_presented(self, presented: Presented) -> Verdict:
         """Judge what :func:`~api_key_manager.core.policy.present` read."""
         now = self.clock()
         verdict = self.verify_now(presented, now)
@@ -135,7 +134,7 @@ class KeyManager(KeyLifeCycle):
             verdict = (await self._verifier.verify([presented], now))[0]
         return verdict
 
-    async def verify_batch(self, batch: Sequence[Presented | None]) -> list[Verdict]:
+    async def verify_batch(self, batch: Sequence[Presented]) -> list[Verdict]:
         """Judge many in order; the store is asked once for all that is not cached."""
         now = self.clock()
         verdicts = [self.verify_now(presented, now) for presented in batch]
@@ -296,13 +295,13 @@ class KeyManager(KeyLifeCycle):
             self.recorder.flush_now(self.store, self.clock())
 
 
-def _present_item(item: Any) -> Presented | None:
+def _present_item(item: Any) -> Presented:
     if not isinstance(item, Mapping):
-        return None
+        return present(actor="library")
     known = {"key_id", "key", "signature", "timestamp", "nonce", "token", "ip", "permissions"}
-    if not item.keys() <= known:
-        return None
     key_id = item.get("key_id", item.get("key"))
+    if not item.keys() <= known:
+        return present(key_id, actor="library")
     return present(
         key_id, item.get("signature"), item.get("timestamp"), item.get("nonce"),
         token=item.get("token"), ip=item.get("ip"), permissions=item.get("permissions"),

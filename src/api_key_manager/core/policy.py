@@ -39,7 +39,7 @@ from api_key_manager.core.signing import (
     static_message,
     timestamped_message,
 )
-from api_key_manager.core.tokens import is_key_id, parse_token
+from api_key_manager.core.tokens import ends_like_a_secret, is_key_id, parse_token
 
 __all__ = ["OpenKey", "OpenVersion", "Presented", "Rules", "judge", "present", "window_reason"]
 
@@ -58,7 +58,10 @@ class Rules:
 
 
 class Presented(NamedTuple):
-    """One well-formed credential and its circumstances. Its ``repr`` shows the id only."""
+    """One credential and its circumstances. Its ``repr`` shows the id only.
+
+    Of a ``malformed`` one only the id, if that can be an id, and what the audit log wants are set.
+    """
 
     key_id: str
     signature: bytes | None = None
@@ -74,6 +77,7 @@ class Presented(NamedTuple):
     request_id: str | None = None
     tags: tuple[str, ...] = ()
     actor: str | None = None
+    malformed: bool = False
 
     def __repr__(self) -> str:
         return f"Presented({self.key_id!r})"
@@ -92,8 +96,8 @@ def present(
     request_id: str | None = None,
     tags: tuple[str, ...] = (),
     actor: str | None = None,
-) -> Presented | None:
-    """Read what a caller presents; ``None`` when it is malformed.
+) -> Presented:
+    """Read what a caller presents. What cannot be read is ``malformed``.
 
     Args:
         key_id, signature: of a signed request, with ``timestamp`` (Unix seconds) and ``nonce``.
@@ -103,40 +107,49 @@ def present(
         realm: whose keys are meant.
         request_id, tags, actor: for the audit log; ``actor`` is who asks on the caller's behalf.
     """
-    address = wanted = None
+    address = wanted = prefix = mac = raw = None
+    good = True
     if ip is not None:
         address = parse_address(ip) if type(ip) is str and len(ip) <= 45 else None
         if address is None:
-            return None
+            good, ip = False, None
     if permissions is not None:
         try:
             wanted = compile_expression(permissions)
         except ValidationError:
-            return None
+            good = False
     if token is not None:
-        if key_id is not None or signature is not None or timestamp is not None or nonce:
-            return None
         parsed = parse_token(token)
-        if parsed is None:
-            return None
+        if parsed is None or not key_id is signature is timestamp is nonce is None:
+            good = False
+        else:
+            raw, key_id, prefix = token.encode("ascii"), parsed.key_id, parsed.prefix
+    else:
+        mac = parse_signature(signature)
+        if mac is None or not _can_be_signed(timestamp, nonce):
+            good = False
+    if (
+        type(key_id) is not str
+        or not is_key_id(key_id)
+        or (len(key_id) > 36 and ends_like_a_secret(key_id))
+    ):
+        good, key_id = False, ""
+    if good:
         return Presented(
-            parsed.key_id, None, None, None, token.encode("ascii"), parsed.prefix,
+            key_id, mac, timestamp, nonce, raw, prefix,
             address, wanted, realm, ip, request_id, tags, actor,
         )  # fmt: skip
-    mac = parse_signature(signature)
-    if mac is None or type(key_id) is not str or not is_key_id(key_id):
-        return None
-    if timestamp is not None:
-        if not is_timestamp(timestamp):
-            return None
-        if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
-            return None
-    elif nonce is not None:
-        return None
     return Presented(
-        key_id, mac, timestamp, nonce, None, None,
-        address, wanted, realm, ip, request_id, tags, actor,
-    )  # fmt: skip
+        key_id, realm=realm, ip=ip, request_id=request_id, tags=tags, actor=actor, malformed=True
+    )
+
+
+def _can_be_signed(timestamp: Any, nonce: Any) -> bool:
+    if timestamp is None:
+        return nonce is None
+    if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
+        return False
+    return is_timestamp(timestamp)
 
 
 class OpenVersion(NamedTuple):
@@ -198,7 +211,7 @@ def judge(key: OpenKey, presented: Presented, now: float, rules: Rules) -> Verdi
 
     Args:
         key: the key that was found, or a decoy of the same kind as the credential.
-        presented: what :func:`present` made of the caller's values.
+        presented: what :func:`present` made of the caller's values, not malformed.
         now: Unix seconds.
         rules: the deployment's windows.
 

@@ -96,9 +96,9 @@ class Recorder:
     def full(self) -> bool:
         return len(self._events) + len(self._folded) >= self._capacity
 
-    def note(self, presented: Presented | None, verdict: Verdict, now: float) -> None:
-        """Note one verdict. ``presented`` is ``None`` when nothing could be read."""
-        if verdict.reason is not Reason.VALID or presented is None:
+    def note(self, presented: Presented, verdict: Verdict, now: float) -> None:
+        """Note one verdict."""
+        if verdict.reason is not Reason.VALID:
             self._note_refusal(presented, verdict, now)
             return
         at, key_id, scheme = int(now * MICROSECONDS), presented.key_id, verdict.scheme
@@ -119,20 +119,16 @@ class Recorder:
                 )
             )  # fmt: skip
 
-    def _note_refusal(self, presented: Presented | None, verdict: Verdict, now: float) -> None:
-        key_id = ip = request_id = actor = detail = None
-        action, reason = "key_refused", verdict.reason
-        if presented is not None:
-            key_id, ip = presented.key_id or None, presented.ip
-            request_id, actor = presented.request_id, presented.actor
-            detail = _tagged(presented.tags) if presented.tags else None
-            if presented.realm == ADMIN_REALM:
-                action = "login_refused"
-        if not self._failures and action == "key_refused":
+    def _note_refusal(self, presented: Presented, verdict: Verdict, now: float) -> None:
+        admin, reason = presented.realm == ADMIN_REALM, verdict.reason
+        if not (self._failures or admin):
             return
+        key_id, ip = presented.key_id or None, presented.ip
+        action = "login_refused" if admin else "key_refused"
         event = AuditEvent(
-            int(now * MICROSECONDS), action, key_id, actor, reason.value, ip, request_id, detail
-        )
+            int(now * MICROSECONDS), action, key_id, presented.actor, reason.value,
+            ip, presented.request_id, _tagged(presented.tags) if presented.tags else None,
+        )  # fmt: skip
         if reason not in _UNAUTHENTICATED:
             self._events.append(event)
             return

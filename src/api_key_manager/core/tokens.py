@@ -22,6 +22,7 @@ __all__ = [
     "check_key_id",
     "check_prefix",
     "checksum",
+    "ends_like_a_secret",
     "is_key_id",
     "mint_id",
     "mint_secret",
@@ -38,6 +39,7 @@ MAX_TOKEN = MAX_PREFIX + 1 + 128 + 1 + 36
 _ID_LENGTH = 16
 _SECRET_LENGTH = 30
 _CHECKSUM_LENGTH = 6
+_TAIL_LENGTH = _SECRET_LENGTH + _CHECKSUM_LENGTH
 
 is_key_id = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _is_prefix = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)*").fullmatch
@@ -100,12 +102,28 @@ def parse_token(token: object) -> ParsedToken | None:
     return ParsedToken(prefix, key_id)
 
 
+def ends_like_a_secret(text: str) -> bool:
+    """Whether ASCII ``text`` ends as minted secrets and tokens do, with a checksum that fits.
+
+    Such a text is never an id: ids are logged, and whoever mixes the fields up must not find a
+    secret there.
+    """
+    tail = text[-_TAIL_LENGTH:]
+    return (
+        len(text) > _TAIL_LENGTH
+        and _is_tail(tail) is not None
+        and checksum(text[:-_CHECKSUM_LENGTH]) == tail[_SECRET_LENGTH:]
+    )
+
+
 def check_key_id(key_id: object) -> str:
     """Return ``key_id``.
 
     Raises:
-        ValidationError: it is not 1 to 128 of ``A-Z a-z 0-9 . _ : -``.
+        ValidationError: it is not 1 to 128 of ``A-Z a-z 0-9 . _ : -``, or looks like a secret.
     """
+    if type(key_id) is str and is_key_id(key_id) and ends_like_a_secret(key_id):
+        raise ValidationError("key_id: this looks like a secret or token, which is no id")
     if type(key_id) is not str or not is_key_id(key_id):
         raise ValidationError("key_id: 1 to 128 characters of A-Z a-z 0-9 . _ : - are allowed")
     return key_id

@@ -24,7 +24,6 @@ __all__ = ["Verifier"]
 
 _log = logging.getLogger(__name__)
 _QUEUE_PATIENCE = 0.1
-_MALFORMED = Verdict(Reason.MALFORMED, cached=True)
 
 Write = Callable[[Sequence[Change]], Awaitable[list[ApiKey]]]
 
@@ -58,16 +57,17 @@ class Verifier:
         self._write = write
         self._write_through = write_through
 
-    def verify_now(self, presented: Presented | None, now: float) -> Verdict | None:
+    def verify_now(self, presented: Presented, now: float) -> Verdict | None:
         """The verdict, if no I/O is needed for it.
 
         ``None`` means that it needs I/O, and that nothing was claimed, counted or recorded.
         """
         if self._write_through or self._recorder.full:
             return None
-        if presented is None:
-            self._recorder.note(None, _MALFORMED, now)
-            return _MALFORMED
+        if presented.malformed:
+            verdict = _malformed(presented)
+            self._recorder.note(presented, verdict, now)
+            return verdict
         key = self._cached(presented.key_id)
         # Past an end that is not written down yet, the slow way writes it down first.
         if key is None or presented.nonce is not None or now >= key.next_end:
@@ -76,7 +76,7 @@ class Verifier:
         self._recorder.note(presented, verdict, now)
         return verdict
 
-    async def verify(self, batch: Sequence[Presented | None], now: float) -> list[Verdict]:
+    async def verify(self, batch: Sequence[Presented], now: float) -> list[Verdict]:
         """The verdict of each credential, in order, with whatever I/O that takes.
 
         The store and the nonces are asked once for the whole batch, in no task of its own.
@@ -85,9 +85,9 @@ class Verifier:
             # Callers that never pause would keep the feed's follower from ever running.
             await asyncio.sleep(0)
         if not await self._recorder.room(now, _QUEUE_PATIENCE):
-            return [Verdict(Reason.UNAVAILABLE, p.key_id if p else None) for p in batch]
-        verdicts: list[Verdict] = [_MALFORMED] * len(batch)
-        keys: dict[str, Found | None] = {p.key_id: self._cached(p.key_id) for p in batch if p}
+            return [Verdict(Reason.UNAVAILABLE, p.key_id or None) for p in batch]
+        wanted = {presented.key_id for presented in batch if not presented.malformed}
+        keys: dict[str, Found | None] = {key_id: self._cached(key_id) for key_id in wanted}
         cold = {key_id for key_id, found in keys.items() if found is None}
         since = self._records.changes
         if cold:
@@ -101,11 +101,13 @@ class Verifier:
             if isinstance(found, OpenKey) and now >= found.next_end:
                 keys[key_id] = await self._settled(found, now)
                 cold.add(key_id)
-        for i, presented in enumerate(batch):
-            if presented is not None:
-                read = since if presented.key_id in cold else None
-                verdicts[i] = self._judge(presented, keys, read, now)
-        if any(presented is not None and presented.nonce is not None for presented in batch):
+        verdicts = [
+            _malformed(presented)
+            if presented.malformed
+            else self._judge(presented, keys, since if presented.key_id in cold else None, now)
+            for presented in batch
+        ]
+        if any(presented.nonce is not None for presented in batch):
             await self._claim(batch, verdicts, keys, now)
         for presented, verdict in zip(batch, verdicts, strict=True):
             self._recorder.note(presented, verdict, now)
@@ -150,7 +152,7 @@ class Verifier:
 
     async def _claim(
         self,
-        batch: Sequence[Presented | None],
+        batch: Sequence[Presented],
         verdicts: list[Verdict],
         keys: dict[str, Found | None],
         now: float,
@@ -159,7 +161,7 @@ class Verifier:
         claims = {
             i: self._claim_of(presented, keys[presented.key_id], verdict)
             for i, (presented, verdict) in enumerate(zip(batch, verdicts, strict=True))
-            if presented is not None and presented.nonce is not None and verdict.valid
+            if presented.nonce is not None and verdict.valid
         }
         if not claims:
             return
@@ -196,3 +198,7 @@ class Verifier:
             _log.error("the audit log cannot be written: %s", error)
             return [Verdict(Reason.UNAVAILABLE, verdict.key_id) for verdict in verdicts]
         return verdicts
+
+
+def _malformed(presented: Presented) -> Verdict:
+    return Verdict(Reason.MALFORMED, presented.key_id or None, cached=True)

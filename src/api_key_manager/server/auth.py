@@ -15,8 +15,8 @@ from starlette.types import Scope
 from api_key_manager.core.addresses import Address, Network, allowed, parse_address
 from api_key_manager.core.exceptions import OUTCOMES
 from api_key_manager.core.keeping import Origin
-from api_key_manager.core.models import ADMIN_REALM, Reason, Verdict
-from api_key_manager.core.policy import Presented, present
+from api_key_manager.core.models import ADMIN_REALM, Reason
+from api_key_manager.core.policy import present
 from api_key_manager.core.signing import matches
 from api_key_manager.server.errors import ProblemError, forbidden, unauthorized, unavailable
 
@@ -109,12 +109,6 @@ class Door:
             realm=ADMIN_REALM,
             request_id=request_id,
         )
-        if presented is None:
-            # Noted as a refused login, with the address: without them a search for a token that
-            # was typed wrongly, or guessed, would find nothing.
-            stranger = Presented("", realm=ADMIN_REALM, ip=ip, request_id=request_id)
-            manager.recorder.note(stranger, Verdict(Reason.MALFORMED), now)
-            raise unauthorized()
         verdict = manager.verify_now(presented, now)
         if verdict is None:
             verdict = await manager.verify_presented(presented)

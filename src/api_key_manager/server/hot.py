@@ -114,8 +114,8 @@ class Hot:
         return _encode(Answers([_answer(verdict) for verdict in verdicts]))
 
 
-def decode(body: bytes, principal: Principal) -> Presented | None:
-    """Read one credential; ``None`` when its values cannot be used.
+def decode(body: bytes, principal: Principal) -> Presented:
+    """Read one credential.
 
     Raises:
         ProblemError: no JSON (400), or a field that is missing, unknown or of a wrong type (422).
@@ -132,7 +132,7 @@ def answer(verdict: Verdict) -> bytes:
     return _encode(_answer(verdict))
 
 
-def _present(item: Validation, principal: Principal, where: str) -> Presented | None:
+def _present(item: Validation, principal: Principal, where: str) -> Presented:
     if item.token is None:
         if item.key is None:
             raise _problem(f"{where}key", "it is missing (or send a token instead)")
