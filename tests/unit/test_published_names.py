@@ -77,3 +77,18 @@ def test_wheel_holds_the_package_only(wheel: zipfile.ZipFile):
     assert "api_key_manager/py.typed" in wheel.namelist()
     assert "api_key_manager/config/settings.py" in wheel.namelist()
     wheel.close()
+
+
+def test_from_a_clone_that_is_not_installed(tmp_path: Path):
+    """As published: clone, install the requirements, import. `-S` leaves out what is installed."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from core import AsyncAPIKeyValidator, KeyManager\n"
+        "from core.exceptions import InvalidSignatureError\n"
+        "print(KeyManager.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "api_key_manager.core.manager\n"

@@ -11,10 +11,10 @@ import pydantic
 import pytest
 
 from api_key_manager.config import Settings
+from api_key_manager.config.kinds import decode_master_key
 from api_key_manager.config.settings import (
     _of_this_process,
     allowed_values,
-    decode_master_key,
     shown,
 )
 from api_key_manager.core.exceptions import ConfigurationError

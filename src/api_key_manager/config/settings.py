@@ -16,19 +16,32 @@ The value of a secret is never part of it, nor of ``repr``.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import re
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args, get_origin
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args, get_origin
 
 import annotated_types as at
 import pydantic
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api_key_manager.config.kinds import (
+    AdminToken,
+    Allowed,
+    DatabaseUrl,
+    Host,
+    HttpUrl,
+    MasterKey,
+    Mount,
+    Networks,
+    Path,
+    RedisUrl,
+    Reserved,
+    Text,
+    TokenPrefix,
+    networks,
+)
 from api_key_manager.core.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,7 +51,7 @@ else:
     # The same class, without importing a private module at run time.
     ModelMetaclass = type(BaseSettings)
 
-__all__ = ["Settings", "allowed_values", "decode_master_key", "shown"]
+__all__ = ["Settings", "allowed_values", "shown"]
 
 _SHOWN_CHARACTERS: Final = 80
 
@@ -55,115 +68,6 @@ class _ReadableOnTheClass(ModelMetaclass):
             if complete and name in cls.__dict__["__pydantic_fields__"]:
                 return getattr(_of_this_process(), name)
             return super().__getattr__(name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Allowed:
-    """What a text field accepts, in words for an error line and for the documentation."""
-
-    words: str
-
-
-def decode_master_key(text: str) -> bytes:
-    """Decode a master key.
-
-    Args:
-        text: base64 of exactly 32 bytes, standard or URL-safe, padded or not.
-
-    Returns:
-        The 32 bytes.
-
-    Raises:
-        ValueError: the text is something else. The message does not repeat it.
-    """
-    unpadded = text.rstrip("=").translate(str.maketrans("-_", "+/"))
-    try:
-        key = base64.b64decode(unpadded + "=" * (-len(unpadded) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("not base64") from None
-    if len(key) != 32:
-        raise ValueError(f"{len(key)} bytes")
-    return key
-
-
-def _check_master_key(text: str) -> str:
-    if text:
-        decode_master_key(text)
-    return text
-
-
-def _check_database_url(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if url == "memory://" or (scheme == "postgresql" and rest):
-        return url
-    path = rest.removeprefix("/")
-    # Anything SQLAlchemy would read as an option or as a database in memory is refused:
-    # both would be ignored or lost, which is the last thing a key store should do silently.
-    usable = rest.startswith("/") and path not in ("", "/", ":memory:") and "?" not in path
-    if scheme == "sqlite" and separator and usable and not path.endswith("/"):
-        return url
-    raise ValueError("not a database URL of ours")
-
-
-def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(ip_network(part.strip()) for part in text.split(",")) if text.strip() else ()
-
-
-def _check_networks(text: str) -> str:
-    _networks(text)
-    return text
-
-
-_Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-_Path = Annotated[_Text, _Allowed("the path of a file")]
-_AdminToken = Annotated[
-    str,
-    Field(pattern=r"^([!-~]{32,})?$"),
-    _Allowed("32 or more printable ASCII characters without spaces"),
-]
-_DatabaseUrl = Annotated[
-    _Text,
-    AfterValidator(_check_database_url),
-    _Allowed("sqlite:///path/to/file.db, memory:// or postgresql://user:password@host/database"),
-]
-_Host = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9_.:%-]+$", max_length=255),
-    _Allowed("an IP address without brackets, or a host name"),
-]
-_HttpUrl = Annotated[
-    str,
-    Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$"),
-    _Allowed("a URL that starts with http:// or https://, without user name and query"),
-]
-_MasterKey = Annotated[
-    str,
-    AfterValidator(_check_master_key),
-    _Allowed("base64 (standard or URL-safe) of exactly 32 bytes"),
-]
-_Mount = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"),
-    _Allowed("the name of a mount: letters, digits, `_`, `.`, `-`, `/`"),
-]
-_Networks = Annotated[
-    str,
-    AfterValidator(_check_networks),
-    _Allowed("IP addresses and networks (10.0.0.0/8, ::1) separated by commas"),
-]
-_RedisUrl = Annotated[
-    str,
-    Field(pattern=r"^((rediss?|unix)://\S+)?$"),
-    _Allowed("redis://…, rediss://… or unix://…"),
-]
-_TokenPrefix = Annotated[
-    str,
-    Field(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=32),
-    _Allowed("at most 32 characters: a-z, 0-9, single `_` between them, a letter first"),
-]
-# Named in the design and read by a backend that does not exist yet. They are fields, since
-# a variable that is no field is ignored, and whoever sets one of these expects an effect.
-_Reserved = Annotated[_Text, _Allowed("nothing yet")]
 
 
 class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
@@ -203,23 +107,21 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         le=86_400,
         description="How old a timestamp that comes with a nonce may be, in seconds.",
     )
-    TOKEN_PREFIX: _TokenPrefix = Field(
+    TOKEN_PREFIX: TokenPrefix = Field(
         "akm", description="What minted tokens and secrets start with, so that scanners know them."
     )
 
-    HOST: _Host = Field("127.0.0.1", description="The address the server listens on.")
+    HOST: Host = Field("127.0.0.1", description="The address the server listens on.")
     PORT: int = Field(
         5000, ge=0, le=65_535, description="The TCP port the server listens on; 0 is any free one."
     )
     WORKERS: int = Field(1, ge=1, le=256, description="How many server processes to start.")
-    TLS_CERT: _Path = Field(
-        "", description="Certificate chain (PEM) to serve HTTPS; needs TLS_KEY."
-    )
-    TLS_KEY: _Path = Field("", description="Private key (PEM) of TLS_CERT.")
+    TLS_CERT: Path = Field("", description="Certificate chain (PEM) to serve HTTPS; needs TLS_KEY.")
+    TLS_KEY: Path = Field("", description="Private key (PEM) of TLS_CERT.")
     ALLOW_PLAIN_HTTP: bool = Field(
         False, description="Whether plain HTTP may leave this machine: only on a trusted network."
     )
-    TRUSTED_PROXIES: _Networks = Field(
+    TRUSTED_PROXIES: Networks = Field(
         "", description="The proxies whose word about the client's address is taken."
     )
     DEBUG: bool = Field(False, description="Whether errors are logged with their traceback.")
@@ -230,18 +132,18 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         "text", description="How log lines look; json is not built yet."
     )
 
-    DATABASE_URL: _DatabaseUrl = Field(
+    DATABASE_URL: DatabaseUrl = Field(
         "sqlite:///data/akm.db",
         repr=False,
         description="Where keys and the audit log live; postgresql:// is not built yet.",
     )
-    AKM_ADMIN_TOKEN: _AdminToken = Field(
+    AKM_ADMIN_TOKEN: AdminToken = Field(
         "", repr=False, description="An admin token that is valid only while this is set."
     )
-    AKM_MASTER_KEY: _MasterKey = Field(
+    AKM_MASTER_KEY: MasterKey = Field(
         "", repr=False, description="The key that every stored secret is encrypted under."
     )
-    AKM_MASTER_KEY_FILE: _Path = Field(
+    AKM_MASTER_KEY_FILE: Path = Field(
         "", description="A file that holds the master key, instead of AKM_MASTER_KEY."
     )
     KEK_PROVIDER: Literal["local", "vault-transit"] = Field(
@@ -263,7 +165,7 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     ON_STORE_OUTAGE: Literal["deny", "serve-stale"] = Field(
         "deny", description="What to do past the bound; serve-stale is not built yet."
     )
-    MAX_STALE_SECONDS: _Reserved = Field(
+    MAX_STALE_SECONDS: Reserved = Field(
         "", description="Not built yet: how long serve-stale may last, in seconds."
     )
 
@@ -276,7 +178,7 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         le=10,
         description="How long validation events may wait to be written together, in seconds.",
     )
-    AUDIT_RETENTION_DAYS: _Reserved = Field(
+    AUDIT_RETENTION_DAYS: Reserved = Field(
         "", description="Not built yet: how long events are kept, in days."
     )
 
@@ -286,7 +188,7 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     RATE_LIMIT_PER_MINUTE: int = Field(
         100, ge=1, le=1_000_000_000, description="The default limit of a key, in calls per minute."
     )
-    REDIS_URL: _RedisUrl = Field(
+    REDIS_URL: RedisUrl = Field(
         "", repr=False, description="Not built yet: a Redis that several nodes share."
     )
     ON_LIMITER_OUTAGE: Literal["local", "deny", "allow"] = Field(
@@ -294,16 +196,16 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     )
 
     VAULT_ENABLED: bool = Field(False, description="Whether Vault is used; not built yet.")
-    VAULT_ADDR: _HttpUrl = Field("http://127.0.0.1:8200", description="The address of Vault.")
-    VAULT_TOKEN: _Text = Field("", repr=False, description="The token that Vault expects.")
-    VAULT_NAMESPACE: _Mount = Field("kv", description="The mount of Vault's key-value store.")
-    VAULT_ENTERPRISE_NAMESPACE: _Reserved = Field(
+    VAULT_ADDR: HttpUrl = Field("http://127.0.0.1:8200", description="The address of Vault.")
+    VAULT_TOKEN: Text = Field("", repr=False, description="The token that Vault expects.")
+    VAULT_NAMESPACE: Mount = Field("kv", description="The mount of Vault's key-value store.")
+    VAULT_ENTERPRISE_NAMESPACE: Reserved = Field(
         "", description="Not built yet: the namespace of Vault Enterprise."
     )
-    VAULT_LEASE_SECONDS: _Reserved = Field(
+    VAULT_LEASE_SECONDS: Reserved = Field(
         "", description="Not built yet: how long data keys outlive Vault, in seconds."
     )
-    AUTHORIZE_PROFILE: _Reserved = Field(
+    AUTHORIZE_PROFILE: Reserved = Field(
         "", description="Not built yet: the gateway in front of `/v1/authorize`."
     )
 
@@ -346,7 +248,7 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     @property
     def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """``TRUSTED_PROXIES`` as networks; a single address is a network of one."""
-        return _networks(self.TRUSTED_PROXIES)
+        return networks(self.TRUSTED_PROXIES)
 
     def require_built(self) -> None:
         """Refuse a setting whose backend does not exist yet, before anything relies on it.
@@ -416,7 +318,7 @@ def allowed_values(name: str) -> str:
     if field.annotation in (int, float):
         kind = "a whole number" if field.annotation is int else "a number"
         return f"{kind} from {_bound(field, at.Ge)} to {_bound(field, at.Le)}"
-    words = [item.words for item in field.metadata if isinstance(item, _Allowed)]
+    words = [item.words for item in field.metadata if isinstance(item, Allowed)]
     return words[0] if words else "one line of text"
 
 

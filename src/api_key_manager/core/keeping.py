@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from api_key_manager.core import lifecycle
-from api_key_manager.core.exceptions import ConflictError, StorageError, ValidationError
+from api_key_manager.core.changing import LIBRARY, Changing, Origin, Step
+from api_key_manager.core.exceptions import ConflictError, ValidationError
 from api_key_manager.core.inputs import (
     check_instant,
     check_overlap,
@@ -19,17 +19,14 @@ from api_key_manager.core.inputs import (
 from api_key_manager.core.lookups import key_query
 from api_key_manager.core.models import (
     KEY_REALM,
-    MICROSECONDS,
     ApiKey,
-    AuditEvent,
     Change,
     Kind,
     canonical_json,
     rfc3339,
 )
-from api_key_manager.core.ports import KeyStore, Receipt, SecretBox
-from api_key_manager.core.recorder import Recorder
-from api_key_manager.core.records import Records, edited, is_intact, seal_record
+from api_key_manager.core.ports import Receipt
+from api_key_manager.core.records import seal_record
 from api_key_manager.core.tokens import (
     check_bearer_id,
     check_key_id,
@@ -39,10 +36,8 @@ from api_key_manager.core.tokens import (
     mint_token,
 )
 
-__all__ = ["LIBRARY", "KeyLifeCycle", "Origin", "ReceiptOf"]
+__all__ = ["KeyLifeCycle", "ReceiptOf"]
 
-_log = logging.getLogger(__name__)
-_TRIES = 5
 _CHUNK = 500
 _IDS_SHOWN = 1000
 
@@ -50,26 +45,8 @@ ReceiptOf = Callable[[dict[str, Any]], Receipt | None]
 """Is shown an answer before its change is committed; its receipt is committed with the change."""
 
 
-class Origin(NamedTuple):
-    """On whose behalf something is done, for the audit log."""
-
-    actor: str = "library"
-    ip: str | None = None
-    request_id: str | None = None
-
-
-LIBRARY: Final = Origin()
-
-
-class KeyLifeCycle:
+class KeyLifeCycle(Changing):
     """What :class:`~api_key_manager.core.manager.KeyManager` does to keys, without validation."""
-
-    store: KeyStore
-    box: SecretBox
-    records: Records
-    recorder: Recorder
-    prefix: str
-    clock: Callable[[], float]
 
     async def create_key(
         self,
@@ -215,9 +192,7 @@ class KeyLifeCycle:
         await self._change(key_id, realm, self._revocation(reason, instant, by))
         return True
 
-    def _revocation(
-        self, reason: str | None, at: int | None, by: Origin
-    ) -> Callable[[ApiKey, int], Change | None]:
+    def _revocation(self, reason: str | None, at: int | None, by: Origin) -> Step:
         def step(record: ApiKey, now: int) -> Change | None:
             revoked = lifecycle.revoke(record, reason, now if at is None else max(at, now), now)
             if revoked is record:
@@ -274,9 +249,7 @@ class KeyLifeCycle:
                 }  # fmt: skip
             query = replace(query, after=page.next_cursor)
 
-    async def _revoke_all(
-        self, records: list[ApiKey], step: Callable[[ApiKey, int], Change | None], realm: str
-    ) -> int:
+    async def _revoke_all(self, records: list[ApiKey], step: Step, realm: str) -> int:
         """One transaction for all; key by key where somebody was faster."""
         now = self._now()
         changes = [change for record in self._intact(records) if (change := step(record, now))]
@@ -318,95 +291,3 @@ class KeyLifeCycle:
             except ConflictError:
                 continue  # changed meanwhile: the next sweep looks again
         return done
-
-    def _now(self) -> int:
-        return int(self.clock() * MICROSECONDS)
-
-    async def _write(
-        self, changes: Sequence[Change], receipt: Receipt | None = None
-    ) -> list[ApiKey]:
-        # What was validated before the change stands before it in the log.
-        await self.recorder.flush(self.clock())
-        try:
-            return await self.store.apply(changes, self.box.record_mac, receipt)
-        finally:
-            # Also after a failure: nobody knows whether it was written.
-            self.records.changed([change.record.key_id for change in changes])
-
-    async def _record(self, key_id: str, realm: str) -> ApiKey:
-        """One record that can be believed.
-
-        Raises:
-            KeyNotFoundError: no such key.
-            StorageError: it was edited; a change would put a new seal under what was written there.
-        """
-        record = await self._stored(key_id, realm)
-        if not is_intact(record, self.box):
-            raise StorageError(f"{edited(record)}: it can only be deleted")
-        return record
-
-    async def _stored(self, key_id: str, realm: str) -> ApiKey:
-        check_key_id(key_id)
-        (record,) = await self.store.load([key_id])
-        return lifecycle.require_found(record, realm)
-
-    def _intact(self, records: Sequence[ApiKey]) -> list[ApiKey]:
-        """The records that can be believed; the others are reported."""
-        found = []
-        for record in records:
-            if is_intact(record, self.box):
-                found.append(record)
-            else:
-                _log.error("%s", edited(record))
-        return found
-
-    async def _change(
-        self,
-        key_id: str,
-        realm: str,
-        step: Callable[[ApiKey, int], Change | None],
-        read: Callable[[str, str], Awaitable[ApiKey]] | None = None,
-    ) -> ApiKey:
-        """Read, step, write; again when somebody else was faster."""
-        tries = _TRIES
-        while True:
-            record = await (read or self._record)(key_id, realm)
-            change = step(record, self._now())
-            if change is None:
-                return record
-            tries -= 1
-            try:
-                return (await self._write([change]))[0]
-            except ConflictError:
-                if not tries:
-                    raise
-
-    def _event(
-        self,
-        record: ApiKey,
-        verb: str,
-        by: Origin,
-        detail: dict[str, Any],
-        reason: str | None = None,
-    ) -> AuditEvent:
-        action = lifecycle.event_action(record, verb)
-        return AuditEvent(
-            self._now(),
-            action,
-            record.key_id,
-            by.actor,
-            reason,
-            by.ip,
-            by.request_id,
-            canonical_json(detail) if detail else None,
-        )
-
-    def _public(self, record: ApiKey) -> dict[str, Any]:
-        use = self.recorder.last_use(record.key_id)
-        if use is not None:
-            record = replace(record, last_used_at=use.at)
-        return record.to_dict(self._now())
-
-    def _shown(self, record: ApiKey, secret: str) -> dict[str, Any]:
-        field = "secret" if record.kind == "signed" else "token"
-        return {**self._public(record), field: secret}

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from api_key_manager.core.changing import LIBRARY, Origin
 from api_key_manager.core.exceptions import ConfigurationError
-from api_key_manager.core.keeping import LIBRARY, KeyLifeCycle, Origin
+from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
 from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict

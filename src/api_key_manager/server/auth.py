@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from starlette.types import Scope
 
 from api_key_manager.core.addresses import Address, Network, allowed, parse_address
+from api_key_manager.core.changing import Origin
 from api_key_manager.core.exceptions import OUTCOMES
-from api_key_manager.core.keeping import Origin
 from api_key_manager.core.models import ADMIN_REALM, Reason
 from api_key_manager.core.policy import present
 from api_key_manager.core.signing import matches

@@ -7,8 +7,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from api_key_manager.core.changing import Origin
 from api_key_manager.core.exceptions import ConfigurationError, KeyExistsError
-from api_key_manager.core.keeping import Origin
 from api_key_manager.core.manager import KeyManager
 from api_key_manager.core.models import ADMIN_REALM
 

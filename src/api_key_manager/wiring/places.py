@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from api_key_manager.config import Settings
-from api_key_manager.config.settings import decode_master_key
+from api_key_manager.config.kinds import decode_master_key
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.encryption import MasterKey, make_key_file, read_key_file
 

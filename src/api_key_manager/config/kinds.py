@@ -1,0 +1,139 @@
+"""The kinds of text that settings hold: what each accepts, in code and in words."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+__all__ = [
+    "AdminToken",
+    "Allowed",
+    "DatabaseUrl",
+    "Host",
+    "HttpUrl",
+    "MasterKey",
+    "Mount",
+    "Networks",
+    "Path",
+    "RedisUrl",
+    "Reserved",
+    "Text",
+    "TokenPrefix",
+    "decode_master_key",
+    "networks",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a text field accepts, in words for an error line and for the documentation."""
+
+    words: str
+
+
+def decode_master_key(text: str) -> bytes:
+    """Decode a master key.
+
+    Args:
+        text: base64 of exactly 32 bytes, standard or URL-safe, padded or not.
+
+    Returns:
+        The 32 bytes.
+
+    Raises:
+        ValueError: the text is something else. The message does not repeat it.
+    """
+    unpadded = text.rstrip("=").translate(str.maketrans("-_", "+/"))
+    try:
+        key = base64.b64decode(unpadded + "=" * (-len(unpadded) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("not base64") from None
+    if len(key) != 32:
+        raise ValueError(f"{len(key)} bytes")
+    return key
+
+
+def _check_master_key(text: str) -> str:
+    if text:
+        decode_master_key(text)
+    return text
+
+
+def _check_database_url(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if url == "memory://" or (scheme == "postgresql" and rest):
+        return url
+    path = rest.removeprefix("/")
+    # Anything SQLAlchemy would read as an option or as a database in memory is refused:
+    # both would be ignored or lost, which is the last thing a key store should do silently.
+    usable = rest.startswith("/") and path not in ("", "/", ":memory:") and "?" not in path
+    if scheme == "sqlite" and separator and usable and not path.endswith("/"):
+        return url
+    raise ValueError("not a database URL of ours")
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """The networks of a comma-separated text; ``ValueError`` when one is none."""
+    return tuple(ip_network(part.strip()) for part in text.split(",")) if text.strip() else ()
+
+
+def _check_networks(text: str) -> str:
+    networks(text)
+    return text
+
+
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+Path = Annotated[Text, Allowed("the path of a file")]
+AdminToken = Annotated[
+    str,
+    Field(pattern=r"^([!-~]{32,})?$"),
+    Allowed("32 or more printable ASCII characters without spaces"),
+]
+DatabaseUrl = Annotated[
+    Text,
+    AfterValidator(_check_database_url),
+    Allowed("sqlite:///path/to/file.db, memory:// or postgresql://user:password@host/database"),
+]
+Host = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_.:%-]+$", max_length=255),
+    Allowed("an IP address without brackets, or a host name"),
+]
+HttpUrl = Annotated[
+    str,
+    Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$"),
+    Allowed("a URL that starts with http:// or https://, without user name and query"),
+]
+MasterKey = Annotated[
+    str,
+    AfterValidator(_check_master_key),
+    Allowed("base64 (standard or URL-safe) of exactly 32 bytes"),
+]
+Mount = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"),
+    Allowed("the name of a mount: letters, digits, `_`, `.`, `-`, `/`"),
+]
+Networks = Annotated[
+    str,
+    AfterValidator(_check_networks),
+    Allowed("IP addresses and networks (10.0.0.0/8, ::1) separated by commas"),
+]
+RedisUrl = Annotated[
+    str,
+    Field(pattern=r"^((rediss?|unix)://\S+)?$"),
+    Allowed("redis://…, rediss://… or unix://…"),
+]
+TokenPrefix = Annotated[
+    str,
+    Field(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=32),
+    Allowed("at most 32 characters: a-z, 0-9, single `_` between them, a letter first"),
+]
+# Named in the design and read by a backend that does not exist yet. They are fields, since
+# a variable that is no field is ignored, and whoever sets one of these expects an effect.
+Reserved = Annotated[Text, Allowed("nothing yet")]
