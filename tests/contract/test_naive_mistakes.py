@@ -18,6 +18,7 @@ from api_key_manager.core import (
     KeyRevokedError,
     Reason,
     StorageError,
+    ValidationError,
     sign,
 )
 
@@ -266,3 +267,17 @@ async def test_a_clock_that_jumps_back_revives(manager, clock):
     clock.advance(-86_400)
     for key_id, secret, reason in ask:
         assert str((await manager.verify(key_id, sign(secret, key_id))).reason) == reason
+
+
+async def test_metadata_never_holds_the_secret(manager):
+    """Metadata is stored in clear: a secret of the key is refused in it, whenever it gets there."""
+    key = await manager.create_key("k", 'a "quoted" secret', {"fine": True})
+    with pytest.raises(ValidationError, match="metadata: the secret"):
+        await manager.create_key("other", "a secret of ours", {"note": "it is a secret of ours"})
+    for metadata in ({"nested": [{"note": key["secret"]}]}, {key["secret"]: 1}):
+        with pytest.raises(ValidationError, match="metadata: the secret"):
+            await manager.update_key("k", metadata=metadata)
+    await manager.update_key("k", metadata={"note": "the next secret"})
+    with pytest.raises(ValidationError, match="metadata: the secret"):
+        await manager.rotate_key("k", secret="the next secret")
+    assert (await manager.rotate_key("k"))["version"] == 2

@@ -26,7 +26,7 @@ from api_key_manager.core.models import (
     rfc3339,
 )
 from api_key_manager.core.ports import Receipt
-from api_key_manager.core.records import seal_record
+from api_key_manager.core.records import live_secrets, seal_record
 from api_key_manager.core.tokens import (
     check_bearer_id,
     check_key_id,
@@ -90,13 +90,9 @@ class KeyLifeCycle(Changing):
         if expires_at is not None and expires_at <= now:
             raise ValidationError("expires_at: an instant in the future is allowed")
         if kind == "bearer":
-            if secret is not None:
-                raise ValidationError("secret: a bearer key's token is minted, leave it out")
-            shown = mint_token(prefix, check_bearer_id(key_id))
-        else:
-            shown = mint_secret(prefix) if secret is None else check_secret(secret)
-        if len(shown) >= 8 and canonical_json(shown)[1:-1] in clean["metadata_json"]:
-            raise ValidationError("metadata: the secret must not stand in it")
+            check_bearer_id(key_id)
+        shown = _secret_of(kind, prefix, key_id, secret)
+        _keep_apart(shown, clean["metadata_json"])
         version = seal_record(self.box, key_id, 1, shown, kind, now)
         record = ApiKey(key_id, kind, now, now, (version,), realm, prefix, **clean)
         event = self._event(record, "created", by, {"kind": kind, "version": 1})
@@ -119,7 +115,11 @@ class KeyLifeCycle(Changing):
             raise ValidationError("fields: name at least one to change")
 
         def step(record: ApiKey, now: int) -> Change:
-            changed = lifecycle.update(record, clean_fields(fields, record.kind), now)
+            clean = clean_fields(fields, record.kind)
+            if "metadata_json" in clean:
+                for secret in live_secrets(record, self.box):
+                    _keep_apart(secret, clean["metadata_json"])
+            changed = lifecycle.update(record, clean, now)
             detail = {"fields": sorted(fields)}
             return Change(changed, record.revision, [self._event(record, "updated", by, detail)])
 
@@ -149,12 +149,8 @@ class KeyLifeCycle(Changing):
         check_overlap(overlap_seconds)
         record = await self._record(key_id, realm)
         now = self._now()
-        if record.kind == "bearer":
-            if secret is not None:
-                raise ValidationError("secret: a bearer key's token is minted, leave it out")
-            shown = mint_token(record.prefix, record.key_id)
-        else:
-            shown = mint_secret(record.prefix) if secret is None else check_secret(secret)
+        shown = _secret_of(record.kind, record.prefix, record.key_id, secret)
+        _keep_apart(shown, record.metadata_json)
         number = record.version + 1
         new = seal_record(self.box, key_id, number, shown, record.kind, now)
         rotated = lifecycle.rotate(record, new, overlap_seconds, now)
@@ -291,3 +287,18 @@ class KeyLifeCycle(Changing):
             except ConflictError:
                 continue  # changed meanwhile: the next sweep looks again
         return done
+
+
+def _secret_of(kind: str, prefix: str, key_id: str, secret: str | None) -> str:
+    """The secret that was given, for a signed key, or a minted secret or token."""
+    if kind == "bearer":
+        if secret is not None:
+            raise ValidationError("secret: a bearer key's token is minted, leave it out")
+        return mint_token(prefix, key_id)
+    return mint_secret(prefix) if secret is None else check_secret(secret)
+
+
+def _keep_apart(secret: str, metadata_json: str) -> None:
+    """Metadata is stored and shown in clear. A short secret stands in any text by chance."""
+    if len(secret) >= 8 and canonical_json(secret)[1:-1] in metadata_json:
+        raise ValidationError("metadata: the secret must not stand in it")

@@ -28,7 +28,7 @@ from api_key_manager.core.signing import MacState, mac, matches
 __all__ = ["MemoryBox", "MemoryIdempotency", "MemoryNonceStore", "MemoryStore"]
 
 MAX_NONCES_PER_KEY = 100_000
-MAX_EVENTS = 1_000_000
+MAX_EVENTS = 100_000
 _SWEEP_SECONDS = 60
 
 T = TypeVar("T")

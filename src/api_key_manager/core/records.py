@@ -27,6 +27,7 @@ __all__ = [
     "boot_clock",
     "edited",
     "is_intact",
+    "live_secrets",
     "open_record",
     "seal_record",
 ]
@@ -88,6 +89,19 @@ def seal_record(
         return KeyVersion(version, at, sealed=sealed)
     pepper, digest = box.digest(secret.encode())
     return KeyVersion(version, at, digest=digest, pepper=pepper)
+
+
+def live_secrets(record: ApiKey, box: SecretBox) -> list[str]:
+    """The secrets of a signed key's live versions; of a bearer key nobody knows any.
+
+    Raises:
+        EncryptionError: one cannot be opened.
+    """
+    return [
+        box.open("secret", record.key_id, version.version, version.sealed).decode()
+        for version in record.versions
+        if version.sealed is not None
+    ]
 
 
 Found = OpenKey | StorageError
