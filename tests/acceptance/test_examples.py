@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.programs import output, run, tool
+from tests.published import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -234,29 +235,6 @@ for entry in audit_log:
 """
 
 PLACEHOLDER = '"abc123def456..."'
-
-ENVIRONMENT = """\
-# Validation
-VALIDATION_WINDOW_MINUTES=360          # Default: 6 hours
-CLOCK_SKEW_TOLERANCE_SECONDS=60        # Default: 60 seconds
-
-# Application
-DEBUG=false
-LOG_LEVEL=INFO
-
-# Vault (Optional)
-VAULT_ENABLED=false
-VAULT_ADDR=http://127.0.0.1:8200
-VAULT_TOKEN=dev-token
-VAULT_NAMESPACE=kv
-
-# Caching
-CACHE_TTL_SECONDS=300
-
-# Rate Limiting
-RATE_LIMIT_ENABLED=false
-RATE_LIMIT_PER_MINUTE=100
-"""
 
 
 def published(snippet: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

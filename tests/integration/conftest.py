@@ -1,4 +1,4 @@
-"""A server in this process, on keys in memory."""
+"""What runs in this process: a server on keys in memory, and the command line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from api_key_manager.config import Settings
 from api_key_manager.server.app import build_app
 from api_key_manager.wiring import Deployment, open_deployment
+from tests.integration.commands import Akm, run
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +93,19 @@ def signed(key: dict[str, Any], timestamp: int | None = None, nonce: str = "") -
     mac = hmac.new(key["secret"].encode(), message, hashlib.sha256).hexdigest()
     body = {"key": key["key_id"], "signature": mac, "timestamp": at}
     return {**body, "nonce": nonce} if nonce else body
+
+
+@pytest.fixture
+def akm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Akm:
+    """Runs a command with a database of its own, which does not exist yet."""
+    for name in ("AKM_URL", "AKM_TOKEN", "AKM_SECRET", "DEBUG", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/data/akm.db")
+    return run
+
+
+@pytest.fixture
+def db(akm: Akm) -> Akm:
+    """The same with a database."""
+    assert akm("db", "upgrade").exit_code == 0
+    return akm

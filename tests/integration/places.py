@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import subprocess
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from api_key_manager.config import Settings
-from api_key_manager.core import sign
+from api_key_manager.core import KeyManager, Verdict, sign
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.wiring import Deployment, open_deployment
 
-__all__ = ["Child", "Place", "signed", "until"]
+__all__ = ["BOUND", "Child", "Place", "first_refusal", "signed", "until"]
+
+# Seconds from a commit to the last answer that may not know of it, as the settings have it.
+BOUND = 2.0
 
 _CHILDREN = Path(__file__).with_name("children.py")
 _OURS = ("AKM_", "DATABASE_URL", "ALLOW_", "AUDIT_", "CACHE_", "REVOCATION_")
@@ -137,6 +141,18 @@ def signed(
         "timestamp": at,
         "nonce": nonce,
     }
+
+
+async def first_refusal(manager: KeyManager, key: dict[str, Any], committed: float) -> Verdict:
+    """Ask until the key is refused; no question from past the bound may be answered with a yes."""
+    while True:
+        # Before the question: a pause of the machine behind the answer is not the manager's.
+        asked = time.monotonic()
+        verdict = await manager.verify(**signed(manager, key))
+        if not verdict:
+            return verdict
+        assert asked - committed <= BOUND
+        await asyncio.sleep(0.005)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

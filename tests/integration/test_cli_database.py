@@ -5,47 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from typer.testing import CliRunner, Result
-
-from api_key_manager.cli.app import app
-
-Akm = Callable[..., Result]
-
-
-@pytest.fixture
-def akm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Akm:
-    """Runs a command with a database of its own, which does not exist yet."""
-    for name in ("AKM_URL", "AKM_TOKEN", "AKM_SECRET", "DEBUG", "FORCE_COLOR", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/data/akm.db")
-
-    def run(*arguments: str, stdin: str | None = None) -> Result:
-        return CliRunner().invoke(app, list(arguments), input=stdin)
-
-    return run
-
-
-@pytest.fixture
-def db(akm: Akm) -> Akm:
-    """The same with a database."""
-    assert akm("db", "upgrade").exit_code == 0
-    return akm
-
-
-def refused(result: Result, code: int, *words: str) -> None:
-    """Nothing on stdout, one line on stderr, and the exit code."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("akm: ")
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
+from tests.integration.commands import Akm, refused
 
 
 def test_tokens_need_no_token_on_the_local_database(db: Akm) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,36 +12,21 @@ from pathlib import Path
 import pytest
 
 from api_key_manager import sign
+from tests.integration.commands import AKM, AkmProcess
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.name != "posix", reason="terminals of POSIX"),
 ]
 
-AKM = [sys.executable, "-m", "api_key_manager"]
+
+def _with_database(home: Path, **more: str) -> AkmProcess:
+    akm = AkmProcess(home, **more)
+    akm("db", "upgrade")
+    return akm
 
 
-class Akm:
-    """Runs commands in an environment of their own."""
-
-    def __init__(self, home: Path, **more: str) -> None:
-        self.home = home
-        self.environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "DATABASE_URL": f"sqlite:///{home}/data/akm.db",
-            **more,
-        }
-        self("db", "upgrade")
-
-    def __call__(self, *arguments: str) -> str:
-        return subprocess.run(
-            [*AKM, *arguments], env=self.environment, cwd=self.home, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-
-
-def _on_terminal(akm: Akm, *arguments: str, typed: str = "") -> tuple[int, str]:
+def _on_terminal(akm: AkmProcess, *arguments: str, typed: str = "") -> tuple[int, str]:
     """Run with a terminal on all three streams; type once it asks."""
     import pty
 
@@ -74,7 +58,7 @@ def _on_terminal(akm: Akm, *arguments: str, typed: str = "") -> tuple[int, str]:
 def test_tables_and_colour_only_on_a_terminal(
     tmp_path: Path, more: dict[str, str], coloured: bool
 ) -> None:
-    akm = Akm(tmp_path, TERM="xterm-256color", COLUMNS="100", **more)
+    akm = _with_database(tmp_path, TERM="xterm-256color", COLUMNS="100", **more)
     akm("keys", "create", "shown", "--owner", "[red]not markup")
     code, screen = _on_terminal(akm, "keys", "list")
     assert code == 0
@@ -87,7 +71,7 @@ def test_tables_and_colour_only_on_a_terminal(
 
 
 def test_questions_are_asked_on_a_terminal(tmp_path: Path) -> None:
-    akm = Akm(tmp_path, TERM="dumb")
+    akm = _with_database(tmp_path, TERM="dumb")
     akm("keys", "create", "k", "--owner", "o")
     code, screen = _on_terminal(akm, "keys", "delete", "k", typed="n\n")
     assert code == 1
@@ -99,7 +83,7 @@ def test_questions_are_asked_on_a_terminal(tmp_path: Path) -> None:
     code, screen = _on_terminal(akm, "keys", "create", "typed", "--secret-stdin",
                                 typed="hunter2hunter2\n")  # fmt: skip
     assert code == 0
-    assert akm("validate", "typed", sign("hunter2hunter2", "typed")).startswith("valid")
+    assert akm("validate", "typed", sign("hunter2hunter2", "typed")).stdout.startswith("valid")
     # Typed on a terminal it is not echoed; it is shown once, in the answer.
     assert screen.count("hunter2hunter2") == 1
     code, screen = _on_terminal(akm, "keys", "delete", "typed", typed="\x03")

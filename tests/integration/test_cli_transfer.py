@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner, Result
 
 from api_key_manager import sign
 from api_key_manager.cli import client
-from api_key_manager.cli.app import app
-
-Akm = Callable[..., Result]
+from tests.integration.commands import Akm, run
 
 SECRET = "an-old-secret-of-ours"
 
 
-def _akm(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, list(arguments), input=stdin)
-
-
 @pytest.fixture
-def akm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Akm:
-    """Runs a command with an empty database of its own."""
-    for name in ("AKM_URL", "AKM_TOKEN", "AKM_SECRET", "DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+def akm(akm: Akm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Akm:
+    """The same with an empty database, one of several."""
     use_database(monkeypatch, tmp_path, "one")
-    return _akm
+    return akm
 
 
 def use_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/{name}/akm.db")
-    assert _akm("db", "upgrade").exit_code == 0
+    assert run("db", "upgrade").exit_code == 0
 
 
 def keys(akm: Akm) -> dict[str, dict[str, Any]]:

@@ -26,14 +26,16 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def kill_mid_write(child: Child, moment: float) -> Told:
-    """What the child had promised when it was killed. A line cut off was not promised."""
+def kill_mid_write(child: Child, promises: int, moment: float) -> Told:
+    """What the child had promised when it was killed, a moment after it had promised so much. A
+    line cut off was not promised."""
     assert child.hear() == "ready"
     child.tell("go")
+    lines = [child.hear() + "\n" for _ in range(promises)]
     time.sleep(moment)
     os.kill(child.process.pid, signal.SIGKILL)
     told = []
-    for line in child.rest().splitlines(keepends=True):
+    for line in [*lines, *child.rest().splitlines(keepends=True)]:
         words = line.split()
         if line.endswith("\n"):
             told.append((words[0], words[1], int(words[2]), words[3], "".join(words[4:])))
@@ -53,7 +55,8 @@ async def test_killed_fifty_times(place):
         # Starting takes longest: the next ones do it while this one works and dies.
         waiting = deque(children.enter_context(place.child("crash", f"r{i}")) for i in range(3))
         for round_ in range(3, ROUNDS + 3):
-            told = kill_mid_write(waiting.popleft(), random.uniform(0.05, 0.35))
+            promises, moment = random.randrange(60), random.uniform(0, 0.05)
+            told = kill_mid_write(waiting.popleft(), promises, moment)
             waiting.append(children.enter_context(place.child("crash", f"r{round_}")))
             promised += len(told)
             async with place.open(create=False, background=False) as deployment:

@@ -172,7 +172,7 @@ async def test_body_cap(api: Api, path: str):
 
 async def test_an_announced_body_is_refused_before_it_is_read(api: Api):
     """Of a body that is too large by its own words, not a byte is taken."""
-    app: Any = api.client._transport.app  # type: ignore[attr-defined]
+    app: Any = api.client._transport.app  # type: ignore[attr-defined]  # only this transport has one
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -422,7 +422,8 @@ async def test_openapi_hides_nothing(api: Api):
     key = await api.key()
     assert list(fields) == list((await api("POST", "/v1/validate", signed(key))).json())
     assert set(schemas["Validation"]["properties"]) == {
-        "key", "signature", "timestamp", "nonce", "token", "permissions", "ip", "tags",
+        "key", "signature", "timestamp", "nonce", "token", "permissions", "ip", "cost",
+        "tags",
     }  # fmt: skip
 
 

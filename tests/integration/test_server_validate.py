@@ -143,7 +143,9 @@ MISFITS = [
     ('"tags":[""]', "tags[0]"),
     ('"tags":["\\u0000"]', "tags"),
     ('"secret":"s"', "secret"),
-    ('"cost":1', "cost"),
+    ('"cost":0', "cost"),
+    ('"cost":"1"', "cost"),
+    ('"cost":1.5', "cost"),
     ('"request":{}', "request"),
 ]
 

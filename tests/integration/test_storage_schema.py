@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from api_key_manager import open_manager
 from api_key_manager.connections import metadata
-from api_key_manager.core import StorageError, sign
+from api_key_manager.core import ConfigurationError, sign
 from api_key_manager.storage import upgrade
 from api_key_manager.storage.migrations import config
 from api_key_manager.storage.schema import HEAD, KNOWN, current
@@ -95,7 +95,7 @@ async def test_newer_database_is_refused(place):
     upgrade(place.file)
     place.sql("UPDATE alembic_version SET version_num = '9999'")
     before = place.file.read_bytes()
-    with pytest.raises(StorageError, match=r"newer version \(schema 9999, this one knows"):
+    with pytest.raises(ConfigurationError, match=r"newer version \(schema 9999, this one knows"):
         async with open_manager(place.settings()):
             pass
     for command in (["db", "upgrade"], ["keys", "list"], ["doctor"]):
@@ -133,7 +133,7 @@ async def test_what_is_no_database_of_ours_is_refused(place, make):
     place.file.parent.mkdir()
     make(place.file)
     before = place.file.read_bytes() if place.file.is_file() else None
-    with pytest.raises(StorageError, match=str(place.file)):
+    with pytest.raises(ConfigurationError, match=str(place.file)):
         async with open_manager(place.settings()):
             pass
     assert before == (place.file.read_bytes() if place.file.is_file() else None)

@@ -17,18 +17,18 @@ from api_key_manager.core.models import AuditQuery
 from api_key_manager.core.ports import (
     Claim,
     ClaimResult,
-    EmbeddedStore,
     IdempotencyStore,
     KeyStore,
     NonceStore,
     SecretBox,
+    is_embedded,
 )
 
 
 def test_protocols():
     """The memory backends have every method of their protocols."""
     manager = KeyManager()
-    assert isinstance(manager.store, EmbeddedStore)
+    assert is_embedded(manager.store)
     for protocol, backend in (
         (KeyStore, manager.store),
         (SecretBox, manager.box),

@@ -19,11 +19,11 @@ from __future__ import annotations
 import functools
 import re
 from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args, get_origin
 
 import annotated_types as at
 import pydantic
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api_key_manager.config.kinds import (
@@ -68,6 +68,10 @@ class _ReadableOnTheClass(ModelMetaclass):
             if complete and name in cls.__dict__["__pydantic_fields__"]:
                 return getattr(_of_this_process(), name)
             return super().__getattr__(name)
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
@@ -125,9 +129,9 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         "", description="The proxies whose word about the client's address is taken."
     )
     DEBUG: bool = Field(False, description="Whether errors are logged with their traceback.")
-    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
-        "INFO", description="The least severe message that is logged."
-    )
+    LOG_LEVEL: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)
+    ] = Field("INFO", description="The least severe message that is logged.")
     LOG_FORMAT: Literal["text", "json"] = Field(
         "text", description="How log lines look; json is not built yet."
     )

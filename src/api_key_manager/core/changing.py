@@ -50,6 +50,7 @@ class Changing:
     recorder: Recorder
     prefix: str
     clock: Callable[[], float]
+    closed: bool = False
 
     def _now(self) -> int:
         return int(self.clock() * MICROSECONDS)
@@ -57,6 +58,8 @@ class Changing:
     async def _write(
         self, changes: Sequence[Change], receipt: Receipt | None = None
     ) -> list[ApiKey]:
+        if self.closed:
+            raise StorageError("this manager is closed")
         # What was validated before the change stands before it in the log.
         await self.recorder.flush(self.clock())
         try:

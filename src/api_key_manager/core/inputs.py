@@ -11,7 +11,7 @@ from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.models import MICROSECONDS, MIN_SCHEMES, canonical_json
 from api_key_manager.core.permissions import check_grants
 from api_key_manager.core.signing import MAX_TIMESTAMP
-from api_key_manager.core.tokens import MAX_SECRET_BYTES, secret_bytes
+from api_key_manager.core.tokens import MAX_SECRET_BYTES, holds_a_secret, secret_bytes
 
 __all__ = [
     "check_instant",
@@ -38,6 +38,8 @@ def check_text(field: str, value: object, longest: int = 128) -> str | None:
         return None
     if type(value) is not str or not 0 < len(value) <= longest or not value.isprintable():
         raise ValidationError(f"{field}: 1 to {longest} printable characters are allowed")
+    if holds_a_secret(value):
+        raise ValidationError(f"{field}: a secret or token must not stand in it")
     return value
 
 
@@ -84,6 +86,8 @@ def check_metadata(value: object) -> str:
         raise ValidationError(message) from None
     if size > MAX_METADATA:
         raise ValidationError(message)
+    if holds_a_secret(text):
+        raise ValidationError("metadata: a secret or token must not stand in it")
     return text
 
 

@@ -93,6 +93,9 @@ class KeyLifeCycle(Changing):
             check_bearer_id(key_id)
         shown = _secret_of(kind, prefix, key_id, secret)
         _keep_apart(shown, clean["metadata_json"])
+        for field in ("owner", "environment"):
+            if clean.get(field) == shown:
+                raise ValidationError(f"{field}: the secret must not stand in it")
         version = seal_record(self.box, key_id, 1, shown, kind, now)
         record = ApiKey(key_id, kind, now, now, (version,), realm, prefix, **clean)
         event = self._event(record, "created", by, {"kind": kind, "version": 1})
@@ -300,5 +303,6 @@ def _secret_of(kind: str, prefix: str, key_id: str, secret: str | None) -> str:
 
 def _keep_apart(secret: str, metadata_json: str) -> None:
     """Metadata is stored and shown in clear. A short secret stands in any text by chance."""
-    if len(secret) >= 8 and canonical_json(secret)[1:-1] in metadata_json:
+    written = canonical_json(secret)
+    if written in metadata_json or (len(secret) >= 8 and written[1:-1] in metadata_json):
         raise ValidationError("metadata: the secret must not stand in it")

@@ -145,7 +145,7 @@ def settle(record: ApiKey, now: int) -> Change | None:
 
 def _ended(record: ApiKey, now: int, verb: str, reason: Reason, at: int) -> AuditEvent:
     return AuditEvent(
-        now, event_action(record, verb), record.key_id, "system", reason,
+        now, event_action(record, verb), record.key_id, "system", reason.value,
         detail_json=canonical_json({"ended_at": rfc3339(at)}),
     )  # fmt: skip
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from api_key_manager.core.changing import LIBRARY, Origin
-from api_key_manager.core.exceptions import ConfigurationError
+from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
 from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
-from api_key_manager.core.policy import Presented, present
-from api_key_manager.core.ports import EmbeddedStore, KeyStore, NonceStore, SecretBox
+from api_key_manager.core.policy import Presented, present, why_malformed
+from api_key_manager.core.ports import EmbeddedStore, KeyStore, NonceStore, SecretBox, is_embedded
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache, Records
 from api_key_manager.core.tokens import check_prefix
@@ -57,6 +57,8 @@ class KeyManager(KeyLifeCycle):
         recorder: Recorder | None = None,
         background: bool = False,
     ) -> None:
+        if validator is not None and not isinstance(validator, AsyncAPIKeyValidator):
+            raise ConfigurationError("validator: an AsyncAPIKeyValidator is allowed")
         self.validator = validator or AsyncAPIKeyValidator()
         self.clock = self.validator.clock
         in_memory = store is None or isinstance(store, MemoryStore)
@@ -79,6 +81,10 @@ class KeyManager(KeyLifeCycle):
             write=self._write,
             write_through=not (background or in_memory),
         )
+
+    def close(self) -> None:
+        """Refuse what comes from now on; what was accepted can still be flushed."""
+        self._verifier.closed = self.closed = True
 
     # Validation
 
@@ -166,6 +172,8 @@ class KeyManager(KeyLifeCycle):
             verdict = (await self._verifier.verify([presented], now))[0]
         if verdict.reason is Reason.VALID:
             return True
+        if verdict.reason is Reason.MALFORMED:
+            raise ValidationError(why_malformed(key_id, signature, timestamp, nonce))
         raise verdict.error()
 
     async def batch_validate(self, validations: Sequence[Any]) -> list[dict[str, Any]]:
@@ -174,6 +182,8 @@ class KeyManager(KeyLifeCycle):
         Returns:
             Per item, in order, ``key_id``, ``valid`` and ``reason``. A bad item is ``malformed``.
         """
+        if not isinstance(validations, (list, tuple)):
+            raise ValidationError("validations: a list is needed")
         batch = [_present_item(item) for item in validations]
         verdicts = await self.verify_batch(batch)
         return [
@@ -287,12 +297,12 @@ class KeyManager(KeyLifeCycle):
     # Inside
 
     def _embedded(self, instead: str) -> EmbeddedStore:
-        if isinstance(self.store, EmbeddedStore):
+        if is_embedded(self.store):
             return self.store
         raise ConfigurationError(f"this store is on a network: await {instead}(...) instead")
 
     def _flush_now(self) -> None:
-        if isinstance(self.store, EmbeddedStore):
+        if is_embedded(self.store):
             self.recorder.flush_now(self.store, self.clock())
 
 

@@ -236,7 +236,8 @@ class MemoryNonceStore:
     """
 
     def __init__(self, birth: float, max_per_key: int = MAX_NONCES_PER_KEY) -> None:
-        self.birth = birth
+        # Down to the microseconds in which keys say when they were made.
+        self.birth = birth if birth == float("inf") else int(birth * MICROSECONDS) / MICROSECONDS
         self._max_per_key = max_per_key
         self._held: dict[str, dict[str, int]] = {}
         self._next_sweep = birth + _SWEEP_SECONDS

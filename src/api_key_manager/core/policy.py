@@ -41,7 +41,16 @@ from api_key_manager.core.signing import (
 )
 from api_key_manager.core.tokens import ends_like_a_secret, is_key_id, parse_token
 
-__all__ = ["OpenKey", "OpenVersion", "Presented", "Rules", "judge", "present", "window_reason"]
+__all__ = [
+    "OpenKey",
+    "OpenVersion",
+    "Presented",
+    "Rules",
+    "judge",
+    "present",
+    "why_malformed",
+    "window_reason",
+]
 
 _FOREVER = float("inf")
 _STRENGTH = {name: i for i, name in enumerate(MIN_SCHEMES)}
@@ -150,6 +159,23 @@ def _can_be_signed(timestamp: Any, nonce: Any) -> bool:
     if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
         return False
     return is_timestamp(timestamp)
+
+
+def why_malformed(
+    key_id: object, signature: object, timestamp: object = None, nonce: object = None
+) -> str:
+    """Which value of a signed credential cannot be used, and what is allowed; never the value."""
+    if type(key_id) is not str or not is_key_id(key_id):
+        return "key: 1 to 128 characters of A-Z a-z 0-9 . _ : - are allowed"
+    if parse_signature(signature) is None:
+        return "signature: 64 hex digits are allowed"
+    if timestamp is not None and not is_timestamp(timestamp):
+        return "timestamp: whole Unix seconds are allowed"
+    if nonce is not None and timestamp is None:
+        return "nonce: it needs a timestamp"
+    if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
+        return "nonce: 16 to 128 characters of A-Z a-z 0-9 _ - are allowed"
+    return "the credential is malformed"
 
 
 class OpenVersion(NamedTuple):

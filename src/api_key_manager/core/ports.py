@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeGuard
 
 from api_key_manager.core.models import (
     ApiKey,
@@ -34,6 +34,7 @@ __all__ = [
     "Receipt",
     "Seal",
     "SecretBox",
+    "is_embedded",
 ]
 
 BEGUN_SECONDS = 60
@@ -101,7 +102,6 @@ class KeyStore(Protocol):
         ...
 
 
-@runtime_checkable
 class EmbeddedStore(KeyStore, Protocol):
     """A store in this process, which can also answer plain calls."""
 
@@ -110,6 +110,16 @@ class EmbeddedStore(KeyStore, Protocol):
     def record_now(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None: ...
 
     def find_audit_now(self, query: AuditQuery) -> Page[AuditEvent]: ...
+
+
+def is_embedded(store: KeyStore) -> TypeGuard[EmbeddedStore]:
+    """Whether a store answers plain calls too."""
+    # Not isinstance(): since Python 3.12 that does not see what `__getattr__` hands on, so a store
+    # around another one would count as one on a network.
+    return all(
+        callable(getattr(store, name, None))
+        for name in ("find_now", "record_now", "find_audit_now")
+    )
 
 
 class Begun(NamedTuple):

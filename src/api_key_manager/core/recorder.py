@@ -21,12 +21,14 @@ from api_key_manager.core.models import (
 )
 from api_key_manager.core.policy import Presented
 from api_key_manager.core.ports import EmbeddedStore, KeyStore
+from api_key_manager.core.signing import parse_signature
 
 __all__ = ["Recorder"]
 
 _log = logging.getLogger(__name__)
 
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
+_UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
 _PIECE = 2048
@@ -124,6 +126,8 @@ class Recorder:
         if not (self._failures or admin):
             return
         key_id, ip = presented.key_id or None, presented.ip
+        if key_id and reason in _UNPROVED and parse_signature(key_id) is not None:
+            key_id = None  # fields mixed up: a signature may be good for somebody else
         action = "login_refused" if admin else "key_refused"
         event = AuditEvent(
             int(now * MICROSECONDS), action, key_id, presented.actor, reason.value,

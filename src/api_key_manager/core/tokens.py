@@ -23,6 +23,7 @@ __all__ = [
     "check_prefix",
     "checksum",
     "ends_like_a_secret",
+    "holds_a_secret",
     "is_key_id",
     "mint_id",
     "mint_secret",
@@ -116,6 +117,27 @@ def ends_like_a_secret(text: str) -> bool:
     )
 
 
+_secret_ends = re.compile(r"_[0-9A-Za-z]{36}(?![0-9A-Za-z])").finditer
+_may_start = re.compile(r"(?<![A-Za-z0-9_])[a-z]").finditer
+_LONGEST = MAX_TOKEN
+
+
+def holds_a_secret(text: str) -> bool:
+    """Whether a minted secret or token stands anywhere in ``text``, told by its checksum.
+
+    For whatever is written down in clear and comes from people: they paste.
+    """
+    if len(text) <= _TAIL_LENGTH:
+        return False
+    for found in _secret_ends(text):
+        end = found.end()
+        for start in _may_start(text, max(0, end - _LONGEST), found.start()):
+            candidate = text[start.start() : end]
+            if candidate.isascii() and ends_like_a_secret(candidate):
+                return True
+    return False
+
+
 def check_key_id(key_id: object) -> str:
     """Return ``key_id``.
 
@@ -124,6 +146,8 @@ def check_key_id(key_id: object) -> str:
     """
     if type(key_id) is str and is_key_id(key_id) and ends_like_a_secret(key_id):
         raise ValidationError("key_id: this looks like a secret or token, which is no id")
+    if key_id in (".", ".."):
+        raise ValidationError("key_id: . and .. cannot be written in a URL")
     if type(key_id) is not str or not is_key_id(key_id):
         raise ValidationError("key_id: 1 to 128 characters of A-Z a-z 0-9 . _ : - are allowed")
     return key_id

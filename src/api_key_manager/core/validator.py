@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from api_key_manager.core.cache import BoundedTTLMap
-from api_key_manager.core.exceptions import OUTCOMES, ConfigurationError, Reason
+from api_key_manager.core.exceptions import OUTCOMES, ConfigurationError, Reason, ValidationError
 from api_key_manager.core.memory import MemoryNonceStore
-from api_key_manager.core.policy import Rules
+from api_key_manager.core.policy import Rules, why_malformed
 from api_key_manager.core.ports import Claim, ClaimResult
 from api_key_manager.core.signing import (
     MAX_TIMESTAMP,
@@ -20,7 +20,7 @@ from api_key_manager.core.signing import (
     static_message,
     timestamped_message,
 )
-from api_key_manager.core.tokens import MAX_SECRET_BYTES, is_key_id
+from api_key_manager.core.tokens import MAX_SECRET_BYTES, is_key_id, secret_bytes
 
 __all__ = ["AsyncAPIKeyValidator"]
 
@@ -64,10 +64,12 @@ class AsyncAPIKeyValidator:
         _check("clock_skew_tolerance_seconds", clock_skew_tolerance_seconds, 0)
         _check("cache_ttl_seconds", cache_ttl_seconds, 0)
         _check("cache_max_entries", cache_max_entries, 0)
+        if type(allow_static_signatures) is not bool:
+            raise ConfigurationError("allow_static_signatures: True or False is allowed")
         self.rules = Rules(
             window=validation_window_minutes * 60,
             skew=clock_skew_tolerance_seconds,
-            allow_static=bool(allow_static_signatures),
+            allow_static=allow_static_signatures,
         )
         self.clock = clock
         self._skew = self.rules.skew
@@ -112,6 +114,11 @@ class AsyncAPIKeyValidator:
             if use_cache:
                 self._remember(key, signature, secret, timestamp, now)
             return True
+        if reason is _MALFORMED:
+            told = why_malformed(key, signature, timestamp)
+            if secret_bytes(secret) is None:
+                told = f"secret: text of 1 to {MAX_SECRET_BYTES} bytes is allowed"
+            raise ValidationError(told)
         outcome = OUTCOMES[reason]
         raise outcome.exception(outcome.message, reason=reason)
 
@@ -124,6 +131,8 @@ class AsyncAPIKeyValidator:
             accepted once in the life of this validator. Remembered successes serve a batch; its
             own are remembered when the same batch comes again.
         """
+        if not isinstance(validations, (list, tuple)):
+            raise ValidationError("validations: a list is needed")
         now, judge, results = self.clock(), self._judge, []
         warm, again = len(self._cache) > 0, self._is_sent_again(validations)
         for item in validations:
@@ -142,6 +151,8 @@ class AsyncAPIKeyValidator:
             except (KeyError, TypeError):  # a field is missing, or this is no dict
                 valid = False
             results.append(valid)
+        if not warm:
+            self._cache.misses += len(results)
         return results
 
     def clear_cache(self) -> None:
@@ -185,14 +196,20 @@ class AsyncAPIKeyValidator:
             known = self._cache.get((key, timestamp), now)
             # A signature of 64 characters ends where the secret begins. Compared whole and in
             # constant time, so that nothing can be guessed from here.
-            return (
-                known is not None
-                and len(signature) == 64
+            if known is None:
+                return False
+            if (
+                len(signature) == 64
                 and now >= known[1]
                 and matches(known[0], (signature + secret).encode())
-            )
+            ):
+                return True
+            # The map found an entry, but not for this signature and secret.
+            self._cache.hits -= 1
+            self._cache.misses += 1
         except (TypeError, ValueError):  # unusable values: the judge has the word for them
-            return False
+            pass
+        return False
 
     def _remember(
         self, key: str, signature: str, secret: str, timestamp: int | None, now: float

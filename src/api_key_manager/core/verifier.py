@@ -56,13 +56,14 @@ class Verifier:
         self._rules = rules
         self._write = write
         self._write_through = write_through
+        self.closed = False
 
     def verify_now(self, presented: Presented, now: float) -> Verdict | None:
         """The verdict, if no I/O is needed for it.
 
         ``None`` means that it needs I/O, and that nothing was claimed, counted or recorded.
         """
-        if self._write_through or self._recorder.full:
+        if self._write_through or self._recorder.full or self.closed:
             return None
         if presented.malformed:
             verdict = _malformed(presented)
@@ -81,6 +82,8 @@ class Verifier:
 
         The store and the nonces are asked once for the whole batch, in no task of its own.
         """
+        if self.closed:
+            return [Verdict(Reason.UNAVAILABLE, p.key_id or None) for p in batch]
         if not self._write_through and not self._records.cache.leased:
             # Callers that never pause would keep the feed's follower from ever running.
             await asyncio.sleep(0)

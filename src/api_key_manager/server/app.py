@@ -159,5 +159,6 @@ def _add_public(app: FastAPI, routes: Routes, system: System) -> None:
         routes.add("HEAD", path, None)
         routes.add("GET", path, None)
     for path, endpoint in (("/docs", docs), ("/openapi.json", openapi)):
-        app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+        app.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
         routes.add("GET", path, None)
+        routes.add("HEAD", path, None)

@@ -158,6 +158,8 @@ def problem_of(error: Exception) -> ProblemError:
     if isinstance(error, RequestValidationError):
         return _problem_of_body(error.errors())
     if isinstance(error, HTTPException):
+        if error.status_code == 400:  # what FastAPI makes of a body that no parser takes
+            return ProblemError(400, "malformed", "The body is not JSON.")
         reason = _SLUGS.get(error.status_code, "error")
         return ProblemError(error.status_code, reason, HTTPStatus(error.status_code).description)
     return ProblemError(500, "error", "Something went wrong here. The log has it by request_id.")

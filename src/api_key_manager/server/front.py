@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.auth import PRINCIPAL, Door, Principal
 from api_key_manager.server.bodies import ClientGoneError, read_body, replay
 from api_key_manager.server.errors import PROBLEM_TYPE, Headers, ProblemError, problem_of
@@ -223,5 +224,7 @@ class Front:
 
 def _request_id(given: list[bytes] | None) -> str:
     if given is not None and len(given) == 1 and _is_request_id(given[0]):
-        return given[0].decode("ascii")
+        text = given[0].decode("ascii")
+        if not holds_a_secret(text):  # it is logged
+            return text
     return f"{_boot}-{next(_count):x}"

@@ -13,17 +13,18 @@ if TYPE_CHECKING:
 __all__ = ["greeting"]
 
 
-def greeting(deployment: Deployment, url: str, *, terminal: bool) -> str:
+def greeting(deployment: Deployment, bound_to: str, url: str, *, terminal: bool) -> str:
     """Where everything is, and what to type first.
 
     Args:
         deployment: what is served.
+        bound_to: what it listens on, as a URL.
         url: where this machine reaches it.
         terminal: whether a person reads this; a token is shown to nobody else.
     """
     lines = [
         f"API Key Manager Pro {__version__}",
-        f"  listening on  {url}",
+        f"  listening on  {bound_to}",
         f"  docs          {url}/docs",
         f"  data          {deployment.database}",
         f"  master key    {deployment.master_key}",

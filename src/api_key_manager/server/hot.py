@@ -17,6 +17,7 @@ from msgspec import Meta, Raw, Struct
 
 from api_key_manager.core.models import Reason, Verdict
 from api_key_manager.core.policy import Presented, present
+from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.auth import Principal
 from api_key_manager.server.errors import ProblemError
 
@@ -43,6 +44,10 @@ class Validation(Struct, forbid_unknown_fields=True, gc=False):
         Meta(description="What the key must hold: an expression, or a list that is needed whole."),
     ] = None
     ip: Annotated[str | None, Meta(description="The address of whoever presented it.")] = None
+    cost: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(description="Charged to the key's rate limits, which do not exist yet."),
+    ] = None
     tags: Annotated[
         Annotated[list[Tag], Meta(max_length=10)] | None, Meta(description="For the audit log.")
     ] = None
@@ -143,6 +148,8 @@ def _present(item: Validation, principal: Principal, where: str) -> Presented:
         tags = tuple(item.tags)
         if not "".join(tags).isprintable():
             raise _problem(f"{where}tags", "printable characters are allowed")
+        if any(map(holds_a_secret, tags)):
+            raise _problem(f"{where}tags", "a secret or token must not stand in them")
     return present(
         item.key, item.signature, item.timestamp, item.nonce,
         token=item.token, ip=item.ip, permissions=item.permissions,

@@ -75,10 +75,10 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
     async with open_deployment(settings) as deployment:
         await deployment.mint_first_token(on_terminal=terminal)
         with _token_file(deployment, terminal=terminal):
-            url = _url(settings, bound)
+            bound_to, url = _urls(settings, bound)
 
             def greet() -> None:
-                sys.stdout.write(greeting(deployment, url, terminal=terminal))
+                sys.stdout.write(greeting(deployment, bound_to, url, terminal=terminal))
                 sys.stdout.flush()
 
             server = _Server(_config(build_app(deployment), settings), greet)
@@ -219,10 +219,13 @@ def _why_not_bound(error: OSError, host: str, port: int) -> str:
     return f"Port {port} on {host} cannot be taken: {error.strerror}"
 
 
-def _url(settings: Settings, bound: socket.socket) -> str:
-    """Where this machine reaches the server."""
+def _urls(settings: Settings, bound: socket.socket) -> tuple[str, str]:
+    """What it listens on, and where this machine reaches it."""
     host, port = bound.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared with, not bound to
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104 - as above
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - looked up, not bound
     scheme = "https" if settings.TLS_CERT else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    first, second = (
+        f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"
+        for name in (host, near)
+    )
+    return first, second

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from api_key_manager.core.exceptions import StorageError
+from api_key_manager.core.exceptions import ConfigurationError, StorageError
 
 __all__ = ["HEAD", "KNOWN", "current", "upgrade"]
 
@@ -20,7 +20,7 @@ def current(path: Path) -> str | None:
     """The schema version of a SQLite file, ``None`` for an empty one.
 
     Raises:
-        StorageError: not a database, or made by a newer version of this software.
+        ConfigurationError: not a database, or made by a newer version of this software.
     """
     try:
         with closing(sqlite3.connect(path)) as connection:
@@ -32,12 +32,12 @@ def current(path: Path) -> str | None:
                 else []
             )
     except sqlite3.Error as error:
-        raise StorageError(f"{path} cannot be read as a database: {error}") from None
+        raise ConfigurationError(f"{path} cannot be read as a database: {error}") from None
     if not rows and tables - {"alembic_version"}:
-        raise StorageError(f"{path} is a database of something else")
+        raise ConfigurationError(f"{path} is a database of something else")
     version = str(rows[0][0]) if rows else None
     if version is not None and version not in KNOWN:
-        raise StorageError(
+        raise ConfigurationError(
             f"{path} was made by a newer version (schema {version}, this one knows {HEAD}):"
             " upgrade api-key-manager-pro, or use the version that made it"
         )
@@ -48,7 +48,8 @@ def upgrade(path: Path) -> bool:
     """Run the migrations that are missing; says whether there were any.
 
     Raises:
-        StorageError: the database cannot be opened, written, or is too new.
+        ConfigurationError: it is no database of this software, or a newer one.
+        StorageError: it cannot be opened or written.
     """
     if path.exists() and current(path) == HEAD:
         return False

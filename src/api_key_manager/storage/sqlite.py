@@ -75,12 +75,14 @@ class SqliteDriver:
             )
         self.path = path
         self.dialect: Dialect = sqlite.dialect(paramstyle="qmark")
-        self._reader = self._connect(read_only=True)
+        with contextlib.ExitStack() as opened:
+            self._reader, self._long_reader, self._watcher, self._writer = (
+                opened.enter_context(contextlib.closing(self._connect(read_only=read_only)))
+                for read_only in (True, True, True, False)
+            )
+            opened.pop_all()  # only when one of them cannot be opened are the others closed
         self._reading = threading.Lock()
-        self._long_reader = self._connect(read_only=True)
         self._aside = threading.Lock()
-        self._watcher = self._connect(read_only=True)
-        self._writer = self._connect(read_only=False)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._submitting = threading.Lock()
         self._closed = False
@@ -92,13 +94,17 @@ class SqliteDriver:
             connection = sqlite3.connect(
                 self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA foreign_keys=ON")
-            if sys.platform == "darwin":
-                connection.execute("PRAGMA fullfsync=ON")
-            if read_only:
-                connection.execute("PRAGMA query_only=ON")
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("PRAGMA foreign_keys=ON")
+                if sys.platform == "darwin":
+                    connection.execute("PRAGMA fullfsync=ON")
+                if read_only:
+                    connection.execute("PRAGMA query_only=ON")
+            except sqlite3.Error:
+                connection.close()
+                raise
         except sqlite3.Error as error:
             raise StorageError(f"{self.path} cannot be opened: {error}") from None
         return connection

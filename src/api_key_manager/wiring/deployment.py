@@ -114,6 +114,7 @@ class Deployment:
 
     async def close(self) -> None:
         """Stop what runs, write what waits, let go of the store."""
+        self.manager.close()
         await self.supervisor.stop()
         try:
             await self.manager.recorder.flush(self.manager.clock(), uses=True)
