@@ -31,7 +31,7 @@ async def test_story_of_a_request(backend, requests):
     assert await requests.begin("s", "k", PRINT, NOW) == Begun("new")
     assert await requests.begin("s", "k", PRINT, NOW) == Begun("in_progress")
     assert await requests.begin("s", "k", b"other", NOW) == Begun("mismatch")
-    receipt = Receipt("s", "k", b"\x00answer\xff", KEPT)
+    receipt = Receipt("s", "k", PRINT, b"\x00answer\xff", KEPT)
     await backend.store.apply(creation("a"), backend.box.record_mac, receipt)
     assert await requests.begin("s", "k", PRINT, NOW) == Begun("answered", b"\x00answer\xff")
     assert await requests.begin("s", "k", b"other", NOW) == Begun("mismatch")
@@ -57,7 +57,7 @@ async def test_abandoned(backend, requests):
     await requests.begin("s", "k", PRINT, NOW)
     await requests.abandon("s", "k")
     assert await requests.begin("s", "k", PRINT, NOW) == Begun("new")
-    receipt = Receipt("s", "k", b"answer", KEPT)
+    receipt = Receipt("s", "k", PRINT, b"answer", KEPT)
     await backend.store.apply(creation("a"), backend.box.record_mac, receipt)
     await requests.abandon("s", "k")
     assert await requests.begin("s", "k", PRINT, NOW) == Begun("answered", b"answer")
@@ -77,7 +77,7 @@ async def test_receipt_and_change_are_one(backend, requests):
     store, seal = backend.store, backend.box.record_mac
     await store.apply(creation("taken"), seal)
     await requests.begin("s", "k", PRINT, NOW)
-    receipt = Receipt("s", "k", b"answer", KEPT)
+    receipt = Receipt("s", "k", PRINT, b"answer", KEPT)
     with pytest.raises(Exception, match="taken"):
         await store.apply(creation("taken"), seal, receipt)
     assert await requests.begin("s", "k", PRINT, NOW) == Begun("in_progress")
@@ -90,8 +90,23 @@ async def test_one_answer(backend, requests):
     """A request that was answered cannot change anything a second time."""
     store, seal = backend.store, backend.box.record_mac
     await requests.begin("s", "k", PRINT, NOW)
-    await store.apply(creation("a"), seal, Receipt("s", "k", b"first", KEPT))
+    await store.apply(creation("a"), seal, Receipt("s", "k", PRINT, b"first", KEPT))
     with pytest.raises(ConflictError):
-        await store.apply(creation("b"), seal, Receipt("s", "k", b"second", KEPT))
+        await store.apply(creation("b"), seal, Receipt("s", "k", PRINT, b"second", KEPT))
     assert await store.load(["b"]) == [None]
     assert await requests.begin("s", "k", PRINT, NOW) == Begun("answered", b"first")
+
+
+async def test_answer_of_a_request_that_lost_its_key(backend, requests):
+    """A request that stalled until another one had its key changes nothing, and its answer never
+    shows under that key."""
+    store, seal = backend.store, backend.box.record_mac
+    later = NOW + (BEGUN_SECONDS + 1) * SECOND
+    await requests.begin("s", "k", b"slow", NOW)
+    assert await requests.begin("s", "k", b"quick", later) == Begun("new")
+    with pytest.raises(ConflictError):
+        await store.apply(creation("a"), seal, Receipt("s", "k", b"slow", b"of slow", KEPT))
+    assert await store.load(["a"]) == [None]
+    assert await requests.begin("s", "k", b"quick", later) == Begun("in_progress")
+    await store.apply(creation("b"), seal, Receipt("s", "k", b"quick", b"of quick", KEPT))
+    assert await requests.begin("s", "k", b"quick", later) == Begun("answered", b"of quick")

@@ -174,7 +174,9 @@ async def test_all_or_none(backend, bad: str, where: str):
         return seal(record)
 
     changes = wrong + good if where == "first" else good + wrong
-    receipt = Receipt("scope", "not-begun", b"answer", 10**15) if bad == "no receipt" else None
+    receipt = (
+        Receipt("scope", "not-begun", b"print", b"answer", 10**15) if bad == "no receipt" else None
+    )
     with pytest.raises((KeyExistsError, ConflictError, ValueError, StorageError)):
         await store.apply(changes, failing_seal if bad == "seal fails" else seal, receipt)
     assert await store.load([old_id, *fresh]) == [old, None, None, None]

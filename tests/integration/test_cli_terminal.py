@@ -66,6 +66,7 @@ def test_tables_and_colour_only_on_a_terminal(
     assert "[red]not markup" in screen
     assert ("\x1b[" in screen) is coloured
     code, screen = _on_terminal(akm, "keys", "create")
+    assert code == 0, screen
     secret = re.search(r"akm_secret_[0-9A-Za-z]{36}", screen)
     assert secret is not None
 

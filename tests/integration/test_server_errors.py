@@ -8,11 +8,15 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select
 
+from api_key_manager.connections import Many, Statement
+from api_key_manager.connections.tables import idempotency
 from api_key_manager.core.exceptions import (
     APIKeyManagerException,
     EncryptionError,
@@ -20,7 +24,10 @@ from api_key_manager.core.exceptions import (
     StorageError,
 )
 from api_key_manager.core.ports import Receipt
+from api_key_manager.core.tokens import mint_token
 from api_key_manager.server import errors, front
+from api_key_manager.storage import idempotency as requests
+from api_key_manager.wiring import deployment as wired
 from tests.integration.conftest import Api, serving, signed
 
 MIB = 1024 * 1024
@@ -103,6 +110,26 @@ async def test_unexpected_error(
     assert "inside" not in caplog.text
     assert "in-the-query" not in caplog.text
     assert api.token not in caplog.text
+
+
+async def test_no_path_forges_a_line_of_the_log(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A line break in a path stays within its line, and a long path does not fill the log."""
+
+    async def broken(*_: Any) -> Any:
+        raise StorageError("gone")
+
+    monkeypatch.setattr(api.deployment.manager.store, "load", broken)
+    token = mint_token("akm", "nobody")
+    for path in ("/v1/x%0a%0d%1b%e2%80%a82030-01-01 ERROR akm: forged", "/v1/" + "x" * 5000):
+        caplog.clear()
+        with caplog.at_level(logging.ERROR):
+            assert (await api("GET", path, token=token)).status_code == 503
+        (line,) = [r.getMessage() for r in caplog.records if r.name == front.__name__]
+        assert line.isprintable()
+        assert len(line) < 600
+        assert "'/v1/x" in line
 
 
 async def test_debug_logs_the_traceback(
@@ -369,6 +396,77 @@ async def test_kept_answers_are_sealed_and_lapse(stored: Api, monkeypatch: pytes
     assert box.open("idempotency", "first-admin\nkey-1", 0, receipt.answer) == answer.content
     with pytest.raises(EncryptionError):
         box.open("idempotency", "other\nkey-1", 0, receipt.answer)
+
+
+async def test_a_stalled_request_leaves_its_successor_alone(
+    stored: Api, monkeypatch: pytest.MonkeyPatch
+):
+    """A request that stalls until another one has its key is refused, changes nothing, and the
+    other one gets its own answer."""
+    manager = stored.deployment.manager
+    apply, clock = manager.store.apply, manager.clock
+    stalled, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(changes: Any, seal: Any, receipt: Any = None) -> Any:
+        if changes[0].record.key_id in ("slow", "quick"):
+            waits = stalled if changes[0].record.key_id == "slow" else quick_waits
+            waits.set()
+            await (go_on if waits is stalled else quick_goes_on).wait()
+        return await apply(changes, seal, receipt)
+
+    quick_waits, quick_goes_on = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(manager.store, "apply", slow)
+    first = asyncio.create_task(stored("POST", "/v1/keys", {"key_id": "slow"}, headers=once()))
+    await stalled.wait()
+    monkeypatch.setattr(manager, "clock", lambda: clock() + 61)
+    second = asyncio.create_task(stored("POST", "/v1/keys", {"key_id": "quick"}, headers=once()))
+    await quick_waits.wait()
+    go_on.set()
+    assert_problem(await first, 409, "conflict")
+    quick_goes_on.set()
+    made = await second
+    assert (made.status_code, made.json()["key_id"]) == (201, "quick")
+    again = await stored("POST", "/v1/keys", {"key_id": "quick"}, headers=once())
+    assert again.content == made.content
+    assert (await stored("GET", "/v1/keys/slow")).status_code == 404
+
+
+async def test_lapsed_answers_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ten minutes later the background work has removed the sealed answer, without any request."""
+    monkeypatch.setattr(wired, "_PRUNE_SECONDS", 0.02)
+    async with serving(DATABASE_URL=f"sqlite:///{tmp_path}/akm.db") as api:
+        manager = api.deployment.manager
+        await api("POST", "/v1/keys", {}, headers=once())
+
+        def rows() -> list[Any]:
+            return manager.store.driver.read(kept())  # type: ignore[attr-defined]
+
+        def kept() -> Any:
+            return (yield Statement(select(idempotency))())
+
+        await asyncio.sleep(0.2)
+        assert len(rows()) == 1, "still replayed"
+        clock = manager.clock
+        monkeypatch.setattr(manager, "clock", lambda: clock() + 601)
+        async with asyncio.timeout(10):
+            while rows():  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+
+
+async def test_prune_goes_in_steps(tmp_path: Path):
+    """However many have lapsed, the writer is never held up for long."""
+    async with serving(DATABASE_URL=f"sqlite:///{tmp_path}/akm.db") as api:
+        driver = api.deployment.manager.store.driver  # type: ignore[attr-defined]
+        await api.deployment.supervisor.stop()
+
+        def fill() -> Any:
+            rows = [("s", str(i), b"f", b"answer", 5 if i else 7) for i in range(2501)]
+            for some in range(0, len(rows), 500):
+                yield Many(Statement(idempotency.insert()), rows[some : some + 500])
+
+        await driver.write(fill())
+        counts = [await driver.write(requests.prune(at)) for at in (4, 5, 5, 5, 5, 6, 7, 7)]
+        assert counts == [0, 1000, 1000, 500, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("value", ["", "x" * 256, "é", "tab\t"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import pty
@@ -13,13 +14,14 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -287,41 +289,105 @@ def test_heads_are_bounded(tmp_path: Path):
         assert httpx.get(f"{server.url}/healthz", headers={"X": "a" * 30_000}).status_code == 200
 
 
-def test_slow_heads_are_given_up(monkeypatch: pytest.MonkeyPatch):
-    """A connection that does not come to the end of its head is closed, also the second time."""
-    import asyncio
+WHOLE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST /v1/keys HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
 
-    import uvicorn
 
+@pytest.fixture
+async def address(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[str, int]]:
+    """A server that answers without reading a body, and gives up after 0.3 seconds; uvicorn's own
+    limit for idle connections is far away."""
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            await asyncio.sleep(0.6)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    async def run() -> None:
-        config = uvicorn.Config(app, http=protocol.BoundedProtocol, lifespan="off", log_config=None)
-        bound = socket.socket()
+    config = uvicorn.Config(
+        app, http=protocol.BoundedProtocol, lifespan="off", log_config=None, timeout_keep_alive=60
+    )
+    with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[bound]))
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
-        whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-        for start in (b"", b"GET / HT", whole + b"GET / HT"):
-            reader, writer = await asyncio.open_connection(*bound.getsockname())
-            writer.write(start)
-            received = await asyncio.wait_for(reader.read(), 5)
-            assert received.startswith(b"HTTP/1.1 204") is (whole in start)
-            writer.close()
-        # One that is served goes on: the clock runs only while a head is awaited.
-        reader, writer = await asyncio.open_connection(*bound.getsockname())
-        for _ in range(3):
-            writer.write(whole)
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
-            await asyncio.sleep(0.45)
-        writer.close()
+        yield bound.getsockname()
         server.should_exit = True
         await task
 
-    asyncio.run(run())
+
+@pytest.mark.parametrize("start", [b"", b"GET / HT", WHOLE + b"GET / HT"])
+async def test_slow_heads_are_given_up(address: tuple[str, int], start: bytes):
+    """A connection that does not come to the end of its head is closed, also the second time."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(start)
+    received = await asyncio.wait_for(reader.read(), 5)
+    assert received.startswith(b"HTTP/1.1 204") is (WHOLE in start)
+    writer.close()
+
+
+@pytest.mark.parametrize("drips", [False, True])
+@pytest.mark.parametrize(("asked", "more"), [(WHOLE, b"\r\n"), (POST, b"x")])
+async def test_bytes_behind_an_answer_hold_nothing(
+    address: tuple[str, int], asked: bytes, more: bytes, drips: bool
+):
+    """A blank line, or a body that nobody reads, keeps no connection; nor do ever more of them."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(asked)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+    begun = time.monotonic()
+    writer.write(more)
+
+    async def drip() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            writer.write(more)
+
+    dripping = asyncio.create_task(drip()) if drips else None
+    with suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert 0.2 < time.monotonic() - begun < 2
+    if dripping:
+        dripping.cancel()
+    writer.close()
+
+
+async def test_connections_in_use_are_kept(address: tuple[str, int]):
+    """The clock runs only while a head is awaited: not on one that is served, or was."""
+    reader, writer = await asyncio.open_connection(*address)
+
+    async def answer() -> None:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+
+    for _ in range(3):
+        writer.write(WHOLE)
+        await answer()
+        await asyncio.sleep(0.45)
+    # A blank line in front of a request is allowed, and its clock ends with the head.
+    writer.write(b"\r\n")
+    await asyncio.sleep(0.1)
+    writer.write(WHOLE)
+    await answer()
+    await asyncio.sleep(0.45)
+    # A body that comes after its answer, and a request behind it.
+    writer.write(POST)
+    await answer()
+    writer.write(b"x" * 1_000_000 + WHOLE)
+    await answer()
+    await asyncio.sleep(0.45)
+    # Several at once, the first slow to answer; then some of which the last is in two parts.
+    writer.write(WHOLE.replace(b"/", b"/slow", 1) + WHOLE * 3)
+    for _ in range(4):
+        await answer()
+    writer.write(WHOLE * 2 + WHOLE[:10])
+    await asyncio.sleep(0.1)
+    writer.write(WHOLE[10:])
+    for _ in range(3):
+        await answer()
+    await asyncio.sleep(0.45)
+    writer.write(WHOLE)
+    await answer()
+    writer.close()

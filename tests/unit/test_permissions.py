@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 from hypothesis import example, given
@@ -13,6 +14,7 @@ from api_key_manager.core.permissions import (
     MAX_DEPTH,
     MAX_EXPRESSION,
     MAX_GRANTS,
+    MAX_NAMES,
     check_grants,
     compile_expression,
     covers,
@@ -47,6 +49,16 @@ def test_meets_is_a_common_permission(grant: str, wanted: str):
     """A grant meets a wish when some permission is matched by both, whichever holds the stars."""
     assert meets(grant, wanted) is bool(stands_for(grant) & stands_for(wanted))
     assert meets(wanted, grant) is meets(grant, wanted)
+
+
+@given(st.lists(patterns, max_size=6), patterns)
+@example([], "*")
+@example(["a.b", "*.a.b"], "a.*.*")
+def test_many_grants_are_each_of_them(grants: list[str], wanted: str):
+    """Grants that are asked together meet a wish when one of them does on its own."""
+    expected = any(stands_for(grant) & stands_for(wanted) for grant in grants)
+    assert compile_expression(wanted)(tuple(grants)) is expected
+    assert compile_expression([wanted])(tuple(grants)) is expected
 
 
 @given(patterns, patterns)
@@ -184,10 +196,17 @@ def test_any_text_compiles_or_is_refused(text: str):
 
 def test_length_is_bounded():
     """1024 characters are read, 1025 are not."""
-    text = " or ".join(["a"] * 205)
+    text = " or ".join(["a" * 60] * 16)
     compile_expression(text + " " * (MAX_EXPRESSION - len(text)))
     with pytest.raises(ValidationError, match="1024"):
         compile_expression(text + " " * (MAX_EXPRESSION + 1 - len(text)))
+
+
+def test_names_are_bounded():
+    """64 names are read, 65 are not; operators and parentheses do not count."""
+    compile_expression(" or ".join(["(not a)"] * MAX_NAMES))
+    with pytest.raises(ValidationError, match="64"):
+        compile_expression(" or ".join(["a"] * (MAX_NAMES + 1)))
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("(", ")"), ("not ", "")])
@@ -196,6 +215,29 @@ def test_depth_is_bounded(opening: str, closing: str):
     compile_expression(opening * MAX_DEPTH + "a" + closing * MAX_DEPTH)
     with pytest.raises(ValidationError, match="16"):
         compile_expression(opening * (MAX_DEPTH + 1) + "a" + closing * (MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize("star", ["", ".*"])
+def test_a_name_does_not_walk_the_grants(star: str):
+    """Each name costs a step or two however many grants there are, with stars and without."""
+    grants = tuple(f"g{i}{star}" for i in range(MAX_GRANTS))
+    text = " or ".join(f"n{i}{star}" for i in range(MAX_NAMES))
+    expression = compile_expression(text)
+    assert not expression(grants)
+    lines = 0
+
+    def count(frame, event, arg):
+        nonlocal lines
+        lines += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        expression(grants)
+    finally:
+        sys.settrace(before)
+    assert lines < 30 * MAX_NAMES
 
 
 def test_lists_need_all():

@@ -30,7 +30,9 @@ def open_key(kind: str = "signed", decoy: bool = False, secret: str | None = Non
     secret = secret or (SECRET if kind == "signed" else TOKEN)
     version = seal_record(BOX, "client", 1, secret, kind, 0)
     record = ApiKey("client", kind, 0, 0, (version,), **fields)
-    return open_record(replace(record, mac=BOX.record_mac(record)), BOX, decoy=decoy)
+    key = open_record(replace(record, mac=BOX.record_mac(record)), BOX)
+    key.decoy = decoy
+    return key
 
 
 @dataclass

@@ -128,7 +128,7 @@ async def holders(clock) -> dict[str, object]:
         "open key": open_record(record, manager.box), "open bearer key": opened,
         "open version": opened.versions, "verdict": verdict, "verdict's dict": str(verdict),
         "mac state": MacState(SECRET.encode()), "box": MemoryBox(), "store": MemoryStore(),
-        "receipt": Receipt("scope", "key", sealed, 5), "begun": Begun("answered", sealed),
+        "receipt": Receipt("scope", "key", b"print", sealed, 5), "begun": Begun("answered", sealed),
         "cache": manager.cache, "events": await manager.find_audit(),
     }  # fmt: skip
 

@@ -247,7 +247,7 @@ async def test_a_cancelled_write_is_not_repeated():
     class SlowStore(MemoryStore):
         async def record(self, events, used):
             await super().record(events, used)
-            await asyncio.Event().wait()
+            await asyncio.sleep(0.01)
 
     store = SlowStore()
     recorder = Recorder(store)
@@ -257,6 +257,7 @@ async def test_a_cancelled_write_is_not_repeated():
     flush.cancel()
     with pytest.raises(asyncio.CancelledError):
         await flush
+    await recorder.flush(NOW)
     assert recorder.depth == 0
     assert len(store.find_audit_now(AuditQuery()).items) == 1
 
@@ -265,11 +266,14 @@ async def test_room():
     """A full queue is written to make room; when that fails, there is none, and nothing is lost."""
     store = BrokenStore()
     recorder = Recorder(store, capacity=1)
-    assert await recorder.room(NOW, 0.0)
+    assert await recorder.reserve(1, NOW, 0.0)
+    assert recorder.full
+    recorder.release(1)
     recorder.note(asked(), accepted(), NOW)
-    assert not await recorder.room(NOW, 10.0)
+    assert not await recorder.reserve(1, NOW, 10.0)
     store.broken = False
-    assert await recorder.room(NOW, 10.0)
+    assert await recorder.reserve(1, NOW, 10.0)
+    recorder.release(1)
     assert len(store.find_audit_now(AuditQuery()).items) == 1
 
 
@@ -282,3 +286,61 @@ async def test_flush_by_a_plain_call():
     assert recorder.depth == 0
     assert store.find_audit_now(AuditQuery()).items[0].action == "key_validated"
     assert store._used["k"].at == 1000 * MICRO
+
+
+async def test_reserved_room_counts_before_it_is_used():
+    """Many batches at once cannot pass the cap together: each keeps its room before it judges."""
+    recorder = Recorder(MemoryStore(), capacity=10)
+    assert await recorder.reserve(6, NOW, 0.0)
+    assert not await recorder.reserve(6, NOW, 0.01)
+    waiting = asyncio.create_task(recorder.reserve(6, NOW, 10.0))
+    await asyncio.sleep(0)
+    recorder.release(6)
+    assert await waiting
+    assert not await recorder.reserve(11, NOW, 0.01)
+    recorder.release(6)
+    # More than there will ever be fits when nothing else is there, else it could never.
+    assert await recorder.reserve(11, NOW, 0.0)
+
+
+async def test_refusals_fold_on_while_their_second_runs():
+    """Flushes within one second make one event of a flood, not one each."""
+    store = MemoryStore()
+    recorder = Recorder(store)
+    for part in range(5):
+        recorder.note(asked(), refused(Reason.NOT_FOUND), NOW + part / 10)
+        await recorder.flush(NOW + part / 10, whole=False)
+    assert store.find_audit_now(AuditQuery()).items == []
+    await recorder.flush(NOW + 1, whole=False)
+    (event,) = store.find_audit_now(AuditQuery()).items
+    assert event.times == 5
+
+
+async def test_a_cancelled_flush_is_finished_by_the_next_one():
+    """Whoever flushes next answers for what a cancelled flush had handed over: it is on disk, or
+    it waits again."""
+
+    class SlowThenBroken(MemoryStore):
+        calls = 0
+
+        async def record(self, events, used):
+            self.calls += 1
+            await asyncio.sleep(0.01)
+            if self.calls == 1:
+                raise StorageError("the disk is full")
+            await super().record(events, used)
+
+    store = SlowThenBroken()
+    recorder = Recorder(store)
+    recorder.note(asked(), accepted(), NOW)
+    first = asyncio.create_task(recorder.flush(NOW))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    with pytest.raises(StorageError):
+        await recorder.flush(NOW)
+    assert recorder.depth == 1
+    await recorder.flush(NOW)
+    assert len(store.find_audit_now(AuditQuery()).items) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,11 +14,14 @@ from api_key_manager.core import (
     KeyManager,
     Reason,
     StorageError,
+    policy,
     sign,
 )
 from api_key_manager.core import records as module
 from api_key_manager.core.memory import MemoryBox, MemoryStore
 from api_key_manager.core.records import RecordCache, Records, open_record
+from api_key_manager.core.signing import MacState
+from api_key_manager.core.tokens import mint_token
 
 
 class PausedStore(MemoryStore):
@@ -259,3 +263,86 @@ async def test_decoys_cost_a_real_opening():
     for _ in range(3):
         assert (await manager.verify("nobody", "0" * 64)).reason is Reason.NOT_FOUND
     assert opened == ["decoy"] * 3
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """What is done of each thing that takes its time."""
+    counts = Counter()
+
+    def count(owner, name):
+        real = getattr(owner, name)
+
+        def counting(*args, **kwargs):
+            counts[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for owner, name in (
+        (MemoryStore, "load"), (MemoryBox, "open"), (MemoryBox, "record_mac"),
+        (MacState, "__init__"), (MacState, "digest"), (policy, "matches"), (policy, "networks"),
+    ):  # fmt: skip
+        count(owner, name)
+    return counts
+
+
+STAMP = 1_760_000_000
+SIGNATURES = {
+    "static": ("0" * 64,),
+    "timestamped": ("0" * 64, STAMP),
+    "with a nonce": ("0" * 64, STAMP, "n" * 16),
+}
+
+
+@pytest.mark.parametrize("how", [*SIGNATURES, "token"])
+async def test_before_the_proof_all_ids_cost_the_same(manager, store, counted, how):
+    """Who knows an id only cannot tell whether it exists, nor of which kind it is, by the work
+    that is done: not the first time, nor again."""
+    listed = {"ip_allowlist": [f"10.{i}.0.0/16" for i in range(256)]}
+    await make(manager, "signed", **listed)
+    await manager.create_key("bearer", kind="bearer", **listed)
+    manager.records.changed_all()
+    costs = {}
+    for key_id in ("nobody", "signed", "bearer") * 2:
+        counted.clear()
+        if how == "token":
+            verdict = await manager.verify(token=mint_token("akm", key_id))
+        else:
+            verdict = await manager.verify(key_id, *SIGNATURES[how])
+        unknown = key_id == "nobody"
+        assert verdict.reason is (Reason.NOT_FOUND if unknown else Reason.BAD_SIGNATURE)
+        costs.setdefault(key_id, []).append(dict(counted))
+    assert costs["nobody"][0] == costs["nobody"][1]
+    assert costs["signed"] == costs["bearer"] == costs["nobody"]
+    assert costs["nobody"][0].get("open", 0) == (0 if how == "token" else 1)
+    assert costs["nobody"][0]["load"] == 1
+
+
+async def test_an_allowlist_is_read_once(clock, counted):
+    """Networks are parsed for the first caller who proved the secret, and kept with the key."""
+    manager = KeyManager(AsyncAPIKeyValidator(clock=clock))
+    secret = await make(manager, ip_allowlist=["10.0.0.0/8"])
+    for _ in range(3):
+        signature = sign(secret, "k", STAMP)
+        assert (await manager.verify("k", signature, STAMP, ip="10.1.2.3")).valid
+    assert counted["networks"] == 1
+
+
+async def test_a_secret_that_does_not_open_is_unavailable(manager, store, caplog):
+    """A record that is intact, of a secret that does not open: the truth cannot be told."""
+    secret = await make(manager)
+    (record,) = await store.load(["k"])
+    version = replace(record.versions[0], sealed=bytes(64))
+    broken = replace(record, versions=(version,))
+    broken = replace(broken, mac=manager.box.record_mac(broken))
+    with pytest.raises(EncryptionError):
+        open_record(broken, manager.box)
+
+    async def load(key_ids):
+        return [broken for _ in key_ids]
+
+    store.load = load
+    manager.records.changed_all()
+    assert (await ask(manager, secret)).reason is Reason.UNAVAILABLE
+    assert "the sealed secret of k was changed" in caplog.text

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api_key_manager.core import ValidationError
+from api_key_manager.core import KeyExistsError, ValidationError
 from api_key_manager.core.tokens import (
     ALPHABET,
     MAX_SECRET_BYTES,
     ParsedToken,
     check_bearer_id,
     check_key_id,
+    check_new_id,
     check_prefix,
     checksum,
     is_key_id,
@@ -178,3 +179,14 @@ def test_a_secret_is_never_an_id(mint):
         check_key_id(secret)
     assert secret not in str(caught.value)
     assert check_key_id(secret[:-1] + ("0" if secret[-1] != "0" else "1"))
+
+
+def test_id_of_the_first_token_is_reserved():
+    """Only an admin token can be called so; to name one that is there stays allowed."""
+    with pytest.raises(KeyExistsError):
+        check_new_id("first-admin", "default")
+    assert check_new_id("first-admin", "admin") == "first-admin"
+    assert check_new_id("first-admin2", "default") == "first-admin2"
+    assert check_key_id("first-admin") == "first-admin"
+    with pytest.raises(ValidationError):
+        check_new_id("a b", "admin")

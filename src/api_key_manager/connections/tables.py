@@ -48,6 +48,8 @@ deployment = Table(
     Column("revision", BigInteger, nullable=False),
     # What was claimed before this instant may be lost (a restored backup).
     Column("nonce_birth", BigInteger, nullable=False),
+    # Unix seconds: nonces that ended before were forgotten.
+    Column("nonces_pruned_to", BigInteger, nullable=False),
 )
 
 keyring = Table(
@@ -165,4 +167,5 @@ idempotency = Table(
     Column("fingerprint", LargeBinary, nullable=False),
     Column("answer", LargeBinary),
     Column("expires_at", BigInteger, nullable=False),
+    Index("ix_idempotency_expires", "expires_at"),
 )

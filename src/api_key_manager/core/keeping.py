@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from api_key_manager.core import lifecycle
 from api_key_manager.core.changing import LIBRARY, Changing, Origin, Step
-from api_key_manager.core.exceptions import ConflictError, ValidationError
+from api_key_manager.core.exceptions import (
+    APIKeyManagerException,
+    ConflictError,
+    KeyNotFoundError,
+    ValidationError,
+)
 from api_key_manager.core.inputs import (
     check_instant,
     check_overlap,
@@ -29,7 +35,7 @@ from api_key_manager.core.ports import Receipt
 from api_key_manager.core.records import live_secrets, seal_record
 from api_key_manager.core.tokens import (
     check_bearer_id,
-    check_key_id,
+    check_new_id,
     check_prefix,
     mint_id,
     mint_secret,
@@ -38,6 +44,7 @@ from api_key_manager.core.tokens import (
 
 __all__ = ["KeyLifeCycle", "ReceiptOf"]
 
+_log = logging.getLogger(__name__)
 _CHUNK = 500
 _IDS_SHOWN = 1000
 
@@ -83,7 +90,7 @@ class KeyLifeCycle(Changing):
         now = self._now()
         if kind not in ("signed", "bearer"):
             raise ValidationError("kind: signed or bearer is allowed")
-        key_id = mint_id() if key_id is None else check_key_id(key_id)
+        key_id = mint_id() if key_id is None else check_new_id(key_id, realm)
         prefix = self.prefix if prefix is None else check_prefix(prefix)
         clean = clean_fields({"metadata": metadata, **fields}, kind)
         expires_at = clean.get("expires_at")
@@ -256,9 +263,19 @@ class KeyLifeCycle(Changing):
             if changes:
                 await self._write(changes)
         except ConflictError:
-            for change in changes:
-                await self._change(change.record.key_id, realm, step)
+            return sum([await self._revoke_one(change, step, realm) for change in changes])
         return len(changes)
+
+    async def _revoke_one(self, change: Change, step: Step, realm: str) -> bool:
+        """Whatever is wrong with one key must not keep the others alive."""
+        key_id = change.record.key_id
+        try:
+            await self._change(key_id, realm, step)
+        except APIKeyManagerException as error:
+            if not isinstance(error, KeyNotFoundError):  # deleted meanwhile: that will do
+                _log.error("key %s could not be revoked: %s", key_id, error)
+            return False
+        return True
 
     async def delete_key(
         self, key_id: str, *, realm: str = KEY_REALM, by: Origin = LIBRARY

@@ -48,11 +48,14 @@ class MemoryIdempotency:
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str], _Request] = {}
+        self._next_sweep = 0
 
     async def begin(self, scope: str, key: str, fingerprint: bytes, now: int) -> Begun:
-        self._requests = {k: r for k, r in self._requests.items() if r.expires_at > now}
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_SECONDS * MICROSECONDS
+            self._requests = {k: r for k, r in self._requests.items() if r.expires_at > now}
         known = self._requests.get((scope, key))
-        if known is None:
+        if known is None or known.expires_at <= now:
             expires_at = now + BEGUN_SECONDS * MICROSECONDS
             self._requests[scope, key] = _Request(fingerprint, expires_at)
             return Begun("new")
@@ -68,7 +71,11 @@ class MemoryIdempotency:
     def keep(self, receipt: Receipt) -> None:
         """Attach the answer to the request that was begun."""
         request = self._requests.get((receipt.scope, receipt.key))
-        if request is None or request.answer is not None:
+        if (
+            request is None
+            or request.answer is not None
+            or request.fingerprint != receipt.fingerprint
+        ):
             raise ConflictError("the request was not begun, or took too long")
         request.answer, request.expires_at = receipt.answer, receipt.expires_at
 
@@ -240,6 +247,7 @@ class MemoryNonceStore:
         self.birth = birth if birth == float("inf") else int(birth * MICROSECONDS) / MICROSECONDS
         self._max_per_key = max_per_key
         self._held: dict[str, dict[str, int]] = {}
+        self._swept_to = 0.0
         self._next_sweep = birth + _SWEEP_SECONDS
 
     async def claim(self, claims: Sequence[Claim], now: float, skew: int) -> list[ClaimResult]:
@@ -251,6 +259,8 @@ class MemoryNonceStore:
             return ClaimResult.REFUSED
         if now >= self._next_sweep:
             self._sweep(now)
+        if claim.expires_at < self._swept_to:
+            return ClaimResult.REFUSED
         held = self._held.setdefault(claim.key_id, {})
         if claim.nonce in held:
             return ClaimResult.REPLAYED
@@ -261,8 +271,10 @@ class MemoryNonceStore:
 
     def _sweep(self, now: float) -> None:
         self._next_sweep = now + _SWEEP_SECONDS
+        # Should the clock come back from here, what was forgotten must not be taken for new.
+        self._swept_to = max(self._swept_to, now)
         for key_id, held in list(self._held.items()):
-            live = {nonce: end for nonce, end in held.items() if end > now}
+            live = {nonce: end for nonce, end in held.items() if end >= now}
             if live:
                 self._held[key_id] = live
             else:

@@ -22,6 +22,7 @@ __all__ = ["Expression", "check_grants", "compile_expression", "covers", "meets"
 
 MAX_EXPRESSION = 1024
 MAX_DEPTH = 16
+MAX_NAMES = 64
 MAX_GRANTS = 256
 
 Expression = Callable[[tuple[str, ...]], bool]
@@ -62,17 +63,80 @@ def _check_permission(text: object, field: str) -> str:
     return text
 
 
-@lru_cache(maxsize=4096)
+class _Held:
+    """A key's grants, made ready to be asked many times.
+
+    An exact name is looked up in a set. Where a star is in play, a wish meets all grants at once:
+    each grant is one bit, and each segment of the wish leaves the bits of those that it fits.
+    """
+
+    __slots__ = ("_any", "_ends", "_exact", "_grants", "_named", "_reach", "_stars")
+
+    def __init__(self, grants: tuple[str, ...]) -> None:
+        self._grants = grants
+        self._exact = frozenset(grant for grant in grants if "*" not in grant)
+        self._stars = any("*" in grant for grant in grants)
+        # By position, made when first needed: who has a segment there; who takes any; who takes
+        # which; and, by number of segments, who can be that long.
+        self._reach: list[int] = []
+        self._any: list[int] = []
+        self._named: list[dict[str, int]] = []
+        self._ends: list[int] = []
+
+    def meets(self, wanted: str) -> bool:
+        """Whether some permission is matched by ``wanted`` and by a grant."""
+        if "*" not in wanted:
+            if wanted in self._exact:
+                return True
+            if not self._stars:
+                return False
+        if not self._reach:
+            self._spread()
+        asked = wanted.split(".")
+        # Past the longest grant only those with an open end are left.
+        deepest = len(self._reach) - 1
+        left = -1
+        for i, segment in enumerate(asked):
+            at = min(i, deepest)
+            if segment == "*":
+                left &= self._reach[at]
+            else:
+                left &= self._named[at].get(segment, self._any[at])
+            if not left:
+                return False
+        return asked[-1] == "*" or bool(left & self._ends[min(len(asked), deepest + 1)])
+
+    def _spread(self) -> None:
+        split = [grant.split(".") for grant in self._grants]
+        depth = max(map(len, split), default=0) + 1
+        opened = [0] * (depth + 1)
+        self._any, self._reach, self._ends = [0] * depth, [0] * depth, [0] * (depth + 1)
+        self._named = [{} for _ in range(depth)]
+        for number, held in enumerate(split):
+            bit = 1 << number
+            (opened if held[-1] == "*" else self._ends)[len(held)] |= bit
+            for i, segment in enumerate(held):
+                self._reach[i] |= bit
+                if segment == "*":
+                    self._any[i] |= bit
+                else:
+                    self._named[i][segment] = self._named[i].get(segment, 0) | bit
+        still_open = 0
+        for i in range(depth):
+            self._any[i] |= still_open
+            self._reach[i] |= still_open
+            for segment in self._named[i]:
+                self._named[i][segment] |= self._any[i]
+            still_open |= opened[i + 1]
+            self._ends[i + 1] |= still_open
+
+
+_held = lru_cache(maxsize=256)(_Held)
+
+
 def meets(grant: str, wanted: str) -> bool:
     """Whether some permission is matched by both patterns."""
-    held, asked = grant.split("."), wanted.split(".")
-    for i, (a, b) in enumerate(zip(held, asked, strict=False)):
-        # A final * takes all that is left, at least one segment, of the other side.
-        if (a == "*" and i == len(held) - 1) or (b == "*" and i == len(asked) - 1):
-            return True
-        if a != b and a != "*" and b != "*":
-            return False
-    return len(held) == len(asked)
+    return _Held((grant,)).meets(wanted)
 
 
 def covers(grants: Sequence[str], wanted: str) -> bool:
@@ -108,20 +172,24 @@ def compile_expression(wanted: object) -> Expression:
     raise ValidationError("permissions: an expression or a list of permissions is allowed")
 
 
+_Test = Callable[[_Held], bool]
+
+
 @lru_cache(maxsize=1024)
 def _all_of(wanted: tuple[str, ...]) -> Expression:
-    return lambda grants: all(_any_meets(grants, one) for one in wanted)
+    return _over(lambda held: all(map(held.meets, wanted)))
 
 
-def _any_meets(grants: Iterable[str], wanted: str) -> bool:
-    return any(meets(grant, wanted) for grant in grants)
+def _over(test: _Test) -> Expression:
+    # The grants are made ready once for the whole expression.
+    return lambda grants: test(_held(grants))
 
 
 @lru_cache(maxsize=1024)
 def _compile(text: str) -> Expression:
     if len(text) > MAX_EXPRESSION:
         raise ValidationError(f"permissions: an expression has at most {MAX_EXPRESSION} characters")
-    return _Parser(text).parse()
+    return _over(_Parser(text).parse())
 
 
 class _Parser:
@@ -133,7 +201,7 @@ class _Parser:
 
     @staticmethod
     def _split(text: str) -> Iterable[str]:
-        at, end = 0, len(text.rstrip())
+        at, end, names = 0, len(text.rstrip()), 0
         while at < end:
             found = _tokenize(text, at, end)
             if found is None:
@@ -141,11 +209,18 @@ class _Parser:
             word = found["word"]
             if word is not None and word.lower() in _OPERATORS:
                 yield word.lower()
+            elif word is None:
+                yield found["paren"]
             else:
-                yield found["paren"] or _check_permission(word, "permissions")
+                names += 1
+                if names > MAX_NAMES:
+                    raise ValidationError(
+                        f"permissions: an expression names at most {MAX_NAMES} permissions"
+                    )
+                yield _check_permission(word, "permissions")
             at = found.end()
 
-    def parse(self) -> Expression:
+    def parse(self) -> _Test:
         whole = self._or(0)
         if self._at < len(self._tokens):
             raise ValidationError(
@@ -158,24 +233,24 @@ class _Parser:
         self._at += found
         return found
 
-    def _or(self, depth: int) -> Expression:
+    def _or(self, depth: int) -> _Test:
         parts = [self._and(depth)]
         while self._take("or"):
             parts.append(self._and(depth))
-        return parts[0] if len(parts) == 1 else lambda grants: any(p(grants) for p in parts)
+        return parts[0] if len(parts) == 1 else lambda held: any(p(held) for p in parts)
 
-    def _and(self, depth: int) -> Expression:
+    def _and(self, depth: int) -> _Test:
         parts = [self._not(depth)]
         while self._take("and"):
             parts.append(self._not(depth))
-        return parts[0] if len(parts) == 1 else lambda grants: all(p(grants) for p in parts)
+        return parts[0] if len(parts) == 1 else lambda held: all(p(held) for p in parts)
 
-    def _not(self, depth: int) -> Expression:
+    def _not(self, depth: int) -> _Test:
         if depth > MAX_DEPTH:
             raise ValidationError(f"permissions: an expression nests at most {MAX_DEPTH} deep")
         if self._take("not"):
             inner = self._not(depth + 1)
-            return lambda grants: not inner(grants)
+            return lambda held: not inner(held)
         if self._take("("):
             inner = self._or(depth + 1)
             if not self._take(")"):
@@ -185,4 +260,4 @@ class _Parser:
             raise ValidationError("permissions: the expression ends where a permission is expected")
         wanted = self._tokens[self._at]
         self._at += 1
-        return lambda grants: _any_meets(grants, wanted)
+        return lambda held: held.meets(wanted)

@@ -11,21 +11,25 @@ Rules, in this order; the first that fails names the reason:
 9.  the caller's address, 10. permissions.
 
 Nonce, rate limits and quotas are effects: they come after, and belong to the caller of
-:func:`judge`. An unknown key is judged against a decoy, so that it costs the same MAC work.
+:func:`judge`. Until the secret is proved, a credential costs what its own kind costs: an unknown
+key is judged against a decoy, a key of the other kind against a stand-in, and of a record only what
+the proof needs is made ready.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from api_key_manager.core.addresses import Address, Network, allowed, networks, parse_address
-from api_key_manager.core.exceptions import Reason, ValidationError
+from api_key_manager.core.exceptions import EncryptionError, Reason, ValidationError
 from api_key_manager.core.models import (
     KEY_REALM,
     MICROSECONDS,
     MIN_SCHEMES,
     ApiKey,
+    Kind,
     Scheme,
     Verdict,
 )
@@ -192,24 +196,66 @@ class OpenVersion(NamedTuple):
 
 
 class OpenKey:
-    """A key whose secrets are ready to be used. Lives in memory only; its ``repr`` shows none."""
+    """A key whose secrets are ready to be used. Lives in memory only; its ``repr`` shows none.
 
-    __slots__ = ("_valid", "address_rules", "decoy", "next_end", "record", "strength", "versions")
+    Args:
+        record: as it is stored, known to be intact.
+        make_ready: gives the versions for a credential of a kind, when the first one comes: the
+            key's own, or those of a stand-in that cost as much and prove nothing.
+        decoy: whether it stands for a key that is not there.
+    """
+
+    __slots__ = (
+        "_address_rules", "_make_ready", "_ready", "_valid", "decoy", "next_end", "record",
+        "strength",
+    )  # fmt: skip
 
     def __init__(
-        self, record: ApiKey, versions: tuple[OpenVersion, ...], *, decoy: bool = False
+        self,
+        record: ApiKey,
+        make_ready: Callable[[Kind], tuple[OpenVersion, ...]],
+        *,
+        decoy: bool = False,
     ) -> None:
         self.record = record
-        self.versions = versions
         self.decoy = decoy
-        self.address_rules: tuple[Network, ...] = networks(record.ip_allowlist)
         self.strength = _STRENGTH[record.min_scheme]
         end = record.next_end
         self.next_end: float = _FOREVER if end is None else end / MICROSECONDS
+        self._make_ready = make_ready
+        self._ready: dict[Kind, tuple[OpenVersion, ...]] = {}
+        self._address_rules: tuple[Network, ...] | None = None
         self._valid: dict[tuple[int, Scheme], Verdict] = {}
 
     def __repr__(self) -> str:
         return f"OpenKey({self.record.key_id!r})"
+
+    @property
+    def versions(self) -> tuple[OpenVersion, ...]:
+        """The key's own versions.
+
+        Raises:
+            EncryptionError: a secret cannot be opened.
+        """
+        return self.ready(self.record.kind)
+
+    def ready(self, kind: Kind) -> tuple[OpenVersion, ...]:
+        """What a credential of this kind is checked against.
+
+        Raises:
+            EncryptionError: a secret cannot be opened.
+        """
+        versions = self._ready.get(kind)
+        if versions is None:
+            versions = self._ready[kind] = self._make_ready(kind)
+        return versions
+
+    @property
+    def address_rules(self) -> tuple[Network, ...]:
+        """The allowlist, read when first needed: 256 networks cost more than all the rest."""
+        if self._address_rules is None:
+            self._address_rules = networks(self.record.ip_allowlist)
+        return self._address_rules
 
     def accepted(self, version: int, scheme: Scheme) -> Verdict:
         """The one verdict of every acceptance of this record by this version and scheme."""
@@ -236,19 +282,23 @@ def judge(key: OpenKey, presented: Presented, now: float, rules: Rules) -> Verdi
     """Decide rules 2 to 10 for a well-formed credential.
 
     Args:
-        key: the key that was found, or a decoy of the same kind as the credential.
+        key: the key that was found, or a decoy.
         presented: what :func:`present` made of the caller's values, not malformed.
         now: Unix seconds.
         rules: the deployment's windows.
 
     Returns:
-        The verdict; ``cached`` as if no I/O had been needed.
+        The verdict; ``cached`` as if no I/O had been needed. ``unavailable`` when the key's
+        secret cannot be opened.
     """
     record = key.record
-    if presented.token is None:
-        version, scheme = _match_signature(key, presented, now)
-    else:
-        version, scheme = _match_token(key, presented, now)
+    try:
+        if presented.token is None:
+            version, scheme = _match_signature(key.ready("signed"), presented, now)
+        else:
+            version, scheme = _match_token(key, presented, now)
+    except EncryptionError:
+        return Verdict(Reason.UNAVAILABLE, presented.key_id)
     if (record.kind == "bearer") is (presented.token is None):
         version = 0
     if key.decoy or record.realm != presented.realm:
@@ -261,7 +311,9 @@ def judge(key: OpenKey, presented: Presented, now: float, rules: Rules) -> Verdi
     return Verdict(reason, record.key_id, record, version, scheme, cached=True)
 
 
-def _match_signature(key: OpenKey, presented: Presented, now: float) -> tuple[int, Scheme]:
+def _match_signature(
+    versions: tuple[OpenVersion, ...], presented: Presented, now: float
+) -> tuple[int, Scheme]:
     """The version and scheme that made the signature, ``(0, …)`` when none did."""
     given = presented.signature
     if given is None:
@@ -269,13 +321,13 @@ def _match_signature(key: OpenKey, presented: Presented, now: float) -> tuple[in
     timestamp, nonce = presented.timestamp, presented.nonce
     if timestamp is not None:
         message = timestamped_message(presented.key_id, timestamp, nonce or "")
-        for version in key.versions:
+        for version in versions:
             if now < version.ends_at and matches(version.state.digest(message), given):
                 return version.version, "timestamped"
         if nonce is not None:
             return 0, "timestamped"
     message = static_message(presented.key_id)
-    for version in key.versions:
+    for version in versions:
         if now < version.ends_at and matches(version.state.digest(message), given):
             return version.version, "static"
     return 0, "static"
@@ -283,7 +335,7 @@ def _match_signature(key: OpenKey, presented: Presented, now: float) -> tuple[in
 
 def _match_token(key: OpenKey, presented: Presented, now: float) -> tuple[int, Scheme]:
     given = presented.token or b""
-    for version in key.versions:
+    for version in key.ready("bearer"):
         if (
             now < version.ends_at
             and matches(version.state.digest(given), version.digest or b"")
@@ -308,7 +360,7 @@ def _refusal(
         reason = _weak_or_outside(key, presented, scheme, now, rules)
         if reason is not None:
             return reason
-    if key.address_rules and not allowed(presented.address, key.address_rules):
+    if record.ip_allowlist and not allowed(presented.address, key.address_rules):
         return Reason.IP_DENIED
     if presented.wanted is not None and not presented.wanted(record.permissions):
         return Reason.FORBIDDEN

@@ -48,6 +48,8 @@ class Receipt(NamedTuple):
 
     scope: str
     key: str
+    fingerprint: bytes
+    """Of the request that was begun: another one may have the key by now."""
     answer: bytes
     expires_at: int
     """In microseconds, like every instant of the store."""
@@ -73,7 +75,8 @@ class KeyStore(Protocol):
 
         Raises:
             KeyExistsError: a new id is taken, also by a deleted key.
-            ConflictError: a record's revision is not the expected one.
+            ConflictError: a record's revision is not the expected one, or the receipt's request is
+                not, or no longer, the one that was begun.
         """
         ...
 

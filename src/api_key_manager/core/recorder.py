@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
@@ -86,17 +85,20 @@ class Recorder:
         self._used_static: dict[str, int] = {}
         self._uses_due = 0.0
         self._flushing = asyncio.Lock()
+        self._reserved = self._landing = 0
         self._room = asyncio.Event()
-        self._making_room: asyncio.Task[None] | None = None
+        self._under_way: tuple[asyncio.Future[None], list[AuditEvent], dict[str, Use]] | None = None
+        self._making_room: asyncio.Task[bool] | None = None
 
     @property
     def depth(self) -> int:
-        """How many events wait to be written."""
-        return len(self._events) + len(self._folded)
+        """How many events wait to be written, or are being written."""
+        return len(self._events) + len(self._folded) + self._landing
 
     @property
     def full(self) -> bool:
-        return len(self._events) + len(self._folded) >= self._capacity
+        waiting = len(self._events) + len(self._folded) + self._landing
+        return waiting + self._reserved >= self._capacity
 
     def note(self, presented: Presented, verdict: Verdict, now: float) -> None:
         """Note one verdict."""
@@ -149,53 +151,94 @@ class Recorder:
         at = self._used.get(key_id)
         return None if at is None else Use(at, self._used_static.get(key_id))
 
-    async def flush(self, now: float, *, uses: bool = False) -> None:
-        """Write what waits. Last uses go every 5 s, or when ``uses`` is set.
+    async def flush(self, now: float, *, uses: bool = False, whole: bool = True) -> None:
+        """Write what waits.
+
+        Args:
+            now: Unix seconds.
+            uses: whether last uses go too; else they do every 5 s.
+            whole: whether refusals of the second that still runs go too; else they fold on.
 
         Raises:
             StorageError: nothing was written; the events wait for the next flush.
         """
         async with self._flushing:
-            self._unfold()
+            await self._land()
+            self._unfold(None if whole else int(now))
             used = self._take_uses(now, uses)
             # In pieces, so that room appears long before all is written.
             for _ in range(0, max(len(self._events), 1), _PIECE):
                 events, self._events = self._events[:_PIECE], self._events[_PIECE:]
-                self._room.set()
                 if not (events or used):
                     return
-                try:
-                    await self._store.record(events, used)
-                # Not when cancelled: the store has the batch then, and finishes it.
-                except Exception:
-                    self._give_back(events, used)
-                    raise
+                writing = asyncio.ensure_future(self._store.record(events, used))
+                self._under_way, self._landing = (writing, events, used), len(events)
+                await self._land()
                 used = {}
 
-    async def room(self, now: float, patience: float) -> bool:
-        """Wait at most ``patience`` seconds until an event fits in; says whether it does."""
-        if not self.full:
-            return True
-        # A task, since it goes on when this caller's patience ends.
-        if self._making_room is None or self._making_room.done():
-            self._making_room = asyncio.create_task(self._make_room(now))
-        self._room.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._room.wait(), patience)
-        return self.depth < self._capacity
+    async def _land(self) -> None:
+        """Wait for the piece under way. A caller who is cancelled leaves it to the next one."""
+        if self._under_way is None:
+            return
+        writing, events, used = self._under_way
+        try:
+            await asyncio.shield(writing)
+        except Exception:
+            self._give_back(events, used)
+            raise
+        finally:
+            # Not when only this caller was cancelled: then it is under way still.
+            if writing.done():
+                self._under_way, self._landing = None, 0
+                self._room.set()
 
-    async def _make_room(self, now: float) -> None:
+    async def reserve(self, count: int, now: float, patience: float) -> bool:
+        """Keep room for some events, waiting at most ``patience`` seconds; says whether there is.
+
+        Whoever got it gives it back by :meth:`release`.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while not self._fits(count):
+            making = self._making_room
+            if making is None or making.done():
+                # A task, since it goes on when this caller's patience ends.
+                making = self._making_room = asyncio.create_task(self._make_room(now))
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), deadline - loop.time())
+            except TimeoutError:
+                return False
+            if making.done() and not making.result() and not self._fits(count):
+                return False
+        self._reserved += count
+        return True
+
+    def release(self, count: int) -> None:
+        """Give room back."""
+        self._reserved -= count
+        self._room.set()
+
+    def _fits(self, count: int) -> bool:
+        taken = self.depth + self._reserved
+        # What is more than all the room there is fits when nothing else is there.
+        return taken + count <= self._capacity or taken == 0
+
+    async def _make_room(self, now: float) -> bool:
+        """Whether the queue was written."""
         try:
             await self.flush(now)
-            # The queue may have filled up again meanwhile, and its callers wait for this task.
-            while self.full:
-                await self.flush(now)
         except StorageError as error:
             _log.error("the audit log cannot be written: %s", error)
+            return False
+        finally:
+            # After this task is done, for those who look at its result.
+            asyncio.get_running_loop().call_soon(self._room.set)
+        return True
 
     def flush_now(self, store: EmbeddedStore, now: float) -> None:
         """The same by a plain call; also waits for what a flush has under way."""
-        self._unfold()
+        self._unfold(None)
         events, self._events = self._events, []
         used = self._take_uses(now, True)
         try:
@@ -204,9 +247,10 @@ class Recorder:
             self._give_back(events, used)
             raise
 
-    def _unfold(self) -> None:
-        self._events.extend(folded.to_event() for folded in self._folded.values())
-        self._folded.clear()
+    def _unfold(self, running: int | None) -> None:
+        """Queue folded refusals, but those of the second that still runs."""
+        done = [bucket for bucket in self._folded if running is None or bucket[-1] < running]
+        self._events.extend(self._folded.pop(bucket).to_event() for bucket in done)
 
     def _take_uses(self, now: float, uses: bool) -> dict[str, Use]:
         if not uses and now < self._uses_due:

@@ -59,7 +59,7 @@ def edited(record: ApiKey) -> str:
     return f"the stored record of key {record.key_id} was edited or damaged"
 
 
-def open_record(record: ApiKey, box: SecretBox, *, decoy: bool = False) -> OpenKey:
+def open_record(record: ApiKey, box: SecretBox) -> OpenKey:
     """Check a stored record and make its secrets ready for use.
 
     Raises:
@@ -67,8 +67,12 @@ def open_record(record: ApiKey, box: SecretBox, *, decoy: bool = False) -> OpenK
     """
     if not is_intact(record, box):
         raise EncryptionError(edited(record))
-    versions = tuple(_open_version(record, version, box) for version in record.versions)
-    return OpenKey(record, versions, decoy=decoy)
+    versions = _open_versions(record, box)
+    return OpenKey(record, lambda kind: versions if kind == record.kind else ())
+
+
+def _open_versions(record: ApiKey, box: SecretBox) -> tuple[OpenVersion, ...]:
+    return tuple(_open_version(record, version, box) for version in record.versions)
 
 
 def _open_version(record: ApiKey, version: KeyVersion, box: SecretBox) -> OpenVersion:
@@ -176,7 +180,22 @@ class Records:
 
     def decoy(self, kind: Kind) -> OpenKey:
         """Stands in for a key that is not there: opened anew, at the price of a real one."""
-        return open_record(self._decoys[kind], self._box, decoy=True)
+        return self._checked(self._decoys[kind], decoy=True)
+
+    def _checked(self, record: ApiKey, *, decoy: bool = False) -> OpenKey:
+        """A record whose secrets are opened by the first credential that needs them."""
+        if not is_intact(record, self._box):
+            raise EncryptionError(edited(record))
+        return OpenKey(record, partial(self._make_ready, record), decoy=decoy)
+
+    def _make_ready(self, record: ApiKey, kind: Kind) -> tuple[OpenVersion, ...]:
+        """Of a credential of the other kind nothing is proved, at the price of an unknown key."""
+        own = record if record.kind == kind else self._decoys[kind]
+        try:
+            return _open_versions(own, self._box)
+        except EncryptionError as error:
+            _log.error("%s", error)
+            raise
 
     def changed(self, key_ids: Iterable[str]) -> None:
         """These keys changed: forget them, and whatever is being read of them."""
@@ -257,7 +276,7 @@ class Records:
         if record is None:
             return None
         try:
-            return open_record(record, self._box)
+            return self._checked(record)
         except EncryptionError as error:
             _log.error("%s", error)
             return StorageError(str(error))

@@ -13,13 +13,16 @@ import secrets
 import zlib
 from typing import NamedTuple
 
-from api_key_manager.core.exceptions import ValidationError
+from api_key_manager.core.exceptions import KeyExistsError, ValidationError
+from api_key_manager.core.models import ADMIN_REALM
 
 __all__ = [
+    "FIRST_TOKEN_ID",
     "MAX_SECRET_BYTES",
     "ParsedToken",
     "check_bearer_id",
     "check_key_id",
+    "check_new_id",
     "check_prefix",
     "checksum",
     "ends_like_a_secret",
@@ -33,6 +36,9 @@ __all__ = [
 ]
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+FIRST_TOKEN_ID = "first-admin"
+"""Of the admin token that a database mints once. A fixed id makes the row unique: of two first
+starts at once one mints."""
 MAX_SECRET_BYTES = 1024
 MAX_PREFIX = 48
 MAX_TOKEN = MAX_PREFIX + 1 + 128 + 1 + 36
@@ -146,11 +152,21 @@ def check_key_id(key_id: object) -> str:
     """
     if type(key_id) is str and is_key_id(key_id) and ends_like_a_secret(key_id):
         raise ValidationError("key_id: this looks like a secret or token, which is no id")
-    if key_id in (".", ".."):
-        raise ValidationError("key_id: . and .. cannot be written in a URL")
     if type(key_id) is not str or not is_key_id(key_id):
         raise ValidationError("key_id: 1 to 128 characters of A-Z a-z 0-9 . _ : - are allowed")
     return key_id
+
+
+def check_new_id(key_id: object, realm: str) -> str:
+    """Return ``key_id``, which shall be a new key's.
+
+    Raises:
+        KeyExistsError: it is kept for the first admin token, which could not be minted any more.
+        ValidationError: as :func:`check_key_id`.
+    """
+    if key_id == FIRST_TOKEN_ID and realm != ADMIN_REALM:
+        raise KeyExistsError("key_id: this id is taken")
+    return check_key_id(key_id)
 
 
 def check_bearer_id(key_id: str) -> str:

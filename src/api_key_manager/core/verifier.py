@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -87,8 +88,19 @@ class Verifier:
         if not self._write_through and not self._records.cache.leased:
             # Callers that never pause would keep the feed's follower from ever running.
             await asyncio.sleep(0)
-        if not await self._recorder.room(now, _QUEUE_PATIENCE):
+        if not await self._recorder.reserve(len(batch), now, _QUEUE_PATIENCE):
             return [Verdict(Reason.UNAVAILABLE, p.key_id or None) for p in batch]
+        try:
+            verdicts = await self._judge_all(batch, now)
+            for presented, verdict in zip(batch, verdicts, strict=True):
+                self._recorder.note(presented, verdict, now)
+        finally:
+            self._recorder.release(len(batch))
+        if self._write_through:
+            verdicts = await self._written(verdicts, now)
+        return verdicts
+
+    async def _judge_all(self, batch: Sequence[Presented], now: float) -> list[Verdict]:
         wanted = {presented.key_id for presented in batch if not presented.malformed}
         keys: dict[str, Found | None] = {key_id: self._cached(key_id) for key_id in wanted}
         cold = {key_id for key_id, found in keys.items() if found is None}
@@ -100,10 +112,11 @@ class Verifier:
                 warm = keys.keys() - cold
                 since, cold = self._records.changes, set(keys)
                 keys.update(await self._records.read(list(warm)))
-        for key_id, found in keys.items():
-            if isinstance(found, OpenKey) and now >= found.next_end:
-                keys[key_id] = await self._settled(found, now)
-                cold.add(key_id)
+        ended = [k for k in keys.values() if isinstance(k, OpenKey) and now >= k.next_end]
+        if ended and await self._settle(ended, now):
+            # Writing took its time: what was read before may have changed meanwhile.
+            since, cold = self._records.changes, set(keys)
+            keys.update(await self._records.read(list(keys)))
         verdicts = [
             _malformed(presented)
             if presented.malformed
@@ -112,10 +125,6 @@ class Verifier:
         ]
         if any(presented.nonce is not None for presented in batch):
             await self._claim(batch, verdicts, keys, now)
-        for presented, verdict in zip(batch, verdicts, strict=True):
-            self._recorder.note(presented, verdict, now)
-        if self._write_through:
-            verdicts = await self._written(verdicts, now)
         return verdicts
 
     def _judge(
@@ -139,19 +148,25 @@ class Verifier:
             verdict.reason, verdict.key_id, verdict.key, verdict.version, verdict.scheme, False
         )
 
-    async def _settled(self, key: OpenKey, now: float) -> Found | None:
-        """Make what has ended end for good, before anything is said about it."""
-        change = settle(key.record, int(now * MICROSECONDS))
-        key_id = key.record.key_id
-        if change is not None:
-            try:
-                await self._write([change])
-            except ConflictError:
-                pass  # somebody else wrote it, or something newer: read that
-            except APIKeyManagerException as error:
-                _log.warning("the end of key %s could not be written: %s", key_id, error)
-                return key  # judged by the clock, as it stands
-        return (await self._records.read([key_id]))[key_id]
+    async def _settle(self, ended: list[OpenKey], now: float) -> bool:
+        """Make what has ended end for good, before anything is said about it.
+
+        Returns:
+            Whether the records should be read again; else they are judged by the clock.
+        """
+        micros = int(now * MICROSECONDS)
+        changes = [change for key in ended if (change := settle(key.record, micros)) is not None]
+        try:
+            await self._write(changes)
+        except ConflictError:
+            for change in changes:
+                # Somebody else wrote it, or something newer: that is read in a moment.
+                with contextlib.suppress(ConflictError):
+                    await self._write([change])
+        except APIKeyManagerException as error:
+            _log.warning("the ends of %d keys could not be written: %s", len(ended), error)
+            return False
+        return True
 
     async def _claim(
         self,

@@ -44,6 +44,7 @@ _LOOKED_AT: Final = frozenset(
         b"x-request-id",
     }
 )
+_PATH_SHOWN: Final = 200
 _PROBLEM: Final = PROBLEM_TYPE.encode()
 _JSON: Final = b"application/json"
 _COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
@@ -217,9 +218,14 @@ class Front:
         where = f"{frame[0].filename}:{frame[0].lineno}" if frame else "?"
         _log.error(
             "request %s, %s %s: %s at %s",
-            request_id, scope["method"], scope["path"], type(error).__name__, where,
+            request_id, scope["method"], _quoted(scope["path"]), type(error).__name__, where,
             exc_info=error if self._debug else None,
         )  # fmt: skip
+
+
+def _quoted(path: str) -> str:
+    """A path as it may stand in a log: anybody can put a line break into one."""
+    return repr(path)[:_PATH_SHOWN]
 
 
 def _request_id(given: list[bytes] | None) -> str:

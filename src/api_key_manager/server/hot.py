@@ -7,6 +7,7 @@ values that cannot be used are a verdict, ``malformed``, like any other refusal.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Sequence
@@ -86,6 +87,11 @@ class Answers(Struct):
     results: list[Answer]
 
 
+# Between so many of a batch others get their turn. The store and the nonces are asked once for
+# those that are judged at once.
+_READ_AT_ONCE = 32
+_JUDGED_AT_ONCE = 128
+
 _decode_one = msgspec.json.Decoder(Validation).decode
 _decode_many = msgspec.json.Decoder(Validations).decode
 _encode = msgspec.json.Encoder().encode
@@ -114,9 +120,19 @@ class Hot:
             items = _decode_many(body).validations
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _misfit(error, body, Validations) from None
-        batch = [_present(item, principal, f"validations[{i}].") for i, item in enumerate(items)]
-        verdicts = await self._manager.verify_batch(batch)
-        return _encode(Answers([_answer(verdict) for verdict in verdicts]))
+        # All are read before any is judged: a body that misfits must not use up a nonce.
+        batch: list[Presented] = []
+        for i, item in enumerate(items):
+            if i % _READ_AT_ONCE == 0 < i:
+                await asyncio.sleep(0)
+            batch.append(_present(item, principal, f"validations[{i}]."))
+        answers: list[Answer] = []
+        for i in range(0, len(batch), _JUDGED_AT_ONCE):
+            if i:
+                await asyncio.sleep(0)
+            verdicts = await self._manager.verify_batch(batch[i : i + _JUDGED_AT_ONCE])
+            answers.extend(map(_answer, verdicts))
+        return _encode(Answers(answers))
 
 
 def decode(body: bytes, principal: Principal) -> Presented:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api_key_manager.core.exceptions import StorageError
 from api_key_manager.core.keeping import ReceiptOf
 from api_key_manager.core.models import MICROSECONDS
-from api_key_manager.core.ports import Receipt
+from api_key_manager.core.ports import BEGUN_SECONDS, Receipt
 from api_key_manager.server.auth import PRINCIPAL
 from api_key_manager.server.errors import RETRY_SECONDS, ProblemError
 
@@ -77,7 +77,8 @@ class Once:
         scope: str = request.scope[PRINCIPAL].id
         name = f"{scope}\n{key}"
         now = int(self._manager.clock() * MICROSECONDS)
-        begun = await self._store.begin(scope, key, await _fingerprint(request), now)
+        fingerprint = await _fingerprint(request)
+        begun = await self._store.begin(scope, key, fingerprint, now)
         if begun.state == "mismatch":
             raise _misused("another request had it before")
         if begun.state == "in_progress":
@@ -92,15 +93,17 @@ class Once:
         def receipt(answer: Answer) -> Receipt:
             body = msgspec.json.encode(shape(answer))
             sealed = self._manager.box.seal(_PURPOSE, name, 0, body)
-            return Receipt(scope, key, sealed, now + _KEPT_SECONDS * MICROSECONDS)
+            expires_at = now + _KEPT_SECONDS * MICROSECONDS
+            return Receipt(scope, key, fingerprint, sealed, expires_at)
 
         try:
             return reply(shape(await work(receipt)), status)
         except BaseException:
             # Forgets nothing that has a receipt: if the change was made after all, a retry is
-            # told so.
-            with suppress(StorageError):  # it lapses by itself; the first error is the one to tell
-                await self._store.abandon(scope, key)
+            # told so. After its time it has lapsed by itself, and the key may be another request's.
+            if self._manager.clock() * MICROSECONDS < now + BEGUN_SECONDS * MICROSECONDS:
+                with suppress(StorageError):  # it lapses; the first error is the one to tell
+                    await self._store.abandon(scope, key)
             raise
 
 

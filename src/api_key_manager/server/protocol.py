@@ -1,5 +1,9 @@
 """uvicorn's httptools protocol, with the bounds that it lacks: on the size of a request's head, and
 on the time until it is complete. Without them a stranger fills the memory, or every connection.
+
+The clock runs whenever nothing is asked of this server: from the connection on, within a head, and
+from the first byte behind an answer, be it a blank line or a body that nobody reads, since uvicorn
+stops waiting for the next request at any byte.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -47,10 +51,10 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._head_size > MAX_HEAD and not self.transport.is_closing():
                 self.transport.write(_TOO_LARGE)
                 self.transport.close()
-            elif self._head_timer is None:
-                self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
-        elif self._head_timer is not None:
-            self._stop_timer()
+            else:
+                self._start_timer()
+        elif getattr(self.cycle, "response_complete", False):  # None before the first request
+            self._start_timer()
 
     def on_message_begin(self) -> None:
         self._in_head = True
@@ -59,7 +63,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._stop_timer()
         super().on_headers_complete()
+
+    def _start_timer(self) -> None:
+        # Never anew: more bytes must not buy more time.
+        if self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

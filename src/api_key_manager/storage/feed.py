@@ -27,4 +27,4 @@ class SqliteFeed:
 
     def read(self, after: int, limit: int) -> tuple[int, list[str] | None]:
         """The revision reached, and whose changes led there; see :mod:`~.scripts`."""
-        return self._driver.read(scripts.feed(after, limit))
+        return self._driver.read(scripts.feed(after, limit), snapshot=True)

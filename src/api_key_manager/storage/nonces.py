@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import BindParameter, bindparam, select
 
 from api_key_manager.connections import Script, Statement
-from api_key_manager.connections.tables import nonce_counts, nonces
+from api_key_manager.connections.tables import deployment, nonce_counts, nonces
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import Claim, ClaimResult
 from api_key_manager.storage import scripts
@@ -31,6 +31,12 @@ _COUNT = Statement(
     nonce_counts.update()
     .where(nonce_counts.c.key_id == _KEY)
     .values(held=nonce_counts.c.held + bindparam("b_change"))
+)
+_PRUNED_TO = Statement(select(deployment.c.nonces_pruned_to))
+_NOTE_PRUNED = Statement(
+    deployment.update()
+    .where(deployment.c.nonces_pruned_to < bindparam("b_now"))
+    .values(nonces_pruned_to=bindparam("b_now"))
 )
 _ENDED = Statement(
     select(nonces.c.key_id, nonces.c.nonce)
@@ -79,9 +85,12 @@ class SqlNonceStore:
 
 
 def _claim_all(claims: Sequence[Claim], most: int) -> Script[list[ClaimResult]]:
+    pruned_to = (yield _PRUNED_TO())[0][0]
     results = []
     for claim in claims:
-        results.append((yield from _claim(claim, most)))
+        # Should the clock come back, what was forgotten must not be taken for new.
+        forgotten = claim.expires_at < pruned_to
+        results.append(ClaimResult.REFUSED if forgotten else (yield from _claim(claim, most)))
     return results
 
 
@@ -102,6 +111,8 @@ def _claim(claim: Claim, most: int) -> Script[ClaimResult]:
 
 def _prune(now: int) -> Script[int]:
     ended = yield _ENDED(b_before=now, b_limit=_PRUNE_ROWS)
+    if ended:
+        yield _NOTE_PRUNED(b_now=now)
     counts: dict[str, int] = {}
     for key_id, nonce in ended:
         counts[key_id] = counts.get(key_id, 0) + 1

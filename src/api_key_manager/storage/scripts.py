@@ -98,6 +98,7 @@ _KEEP_ANSWER = Statement(
     .where(
         idempotency.c.scope == bindparam("b_scope"),
         idempotency.c.key == bindparam("b_key"),
+        idempotency.c.fingerprint == bindparam("b_fingerprint"),
         idempotency.c.answer.is_(None),
     )
     .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
@@ -140,8 +141,8 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
         done.append((yield from _apply_one(change, seal)))
     if receipt is not None:
         kept = yield _KEEP_ANSWER(
-            b_scope=receipt.scope, b_key=receipt.key, b_answer=receipt.answer,
-            b_expires_at=receipt.expires_at,
+            b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
+            b_answer=receipt.answer, b_expires_at=receipt.expires_at,
         )  # fmt: skip
         if not kept:
             raise ConflictError("the request was not begun, or took too long")

@@ -109,29 +109,40 @@ class SqliteDriver:
             raise StorageError(f"{self.path} cannot be opened: {error}") from None
         return connection
 
-    def read(self, script: Script[T]) -> T:
+    def read(self, script: Script[T], *, snapshot: bool = False) -> T:
         """Run a reading script in the calling thread.
+
+        Args:
+            script: what to read.
+            snapshot: whether all its statements must see one state; one statement always does.
 
         Raises:
             StorageError: the database cannot be read.
         """
         with self._reading:
-            try:
-                return self._run(self._reader, script)
-            except sqlite3.Error as error:
-                raise _storage_error(error) from None
+            return self._read(self._reader, script, snapshot=snapshot)
 
     def read_aside(self, script: Script[T]) -> T:
-        """Run a long reading script, in whatever thread calls; hot reads do not wait for it.
+        """Run a long reading script on one state, in whatever thread calls; hot reads do not wait
+        for it.
 
         Raises:
             StorageError: the database cannot be read.
         """
         with self._aside:
+            return self._read(self._long_reader, script, snapshot=True)
+
+    def _read(self, connection: sqlite3.Connection, script: Script[T], *, snapshot: bool) -> T:
+        try:
+            if not snapshot:
+                return self._run(connection, script)
+            connection.execute("BEGIN")
             try:
-                return self._run(self._long_reader, script)
-            except sqlite3.Error as error:
-                raise _storage_error(error) from None
+                return self._run(connection, script)
+            finally:
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise _storage_error(error) from None
 
     async def write(self, script: Script[T]) -> T:
         """Run a script in the writer's next transaction; returns once that is on disk.

@@ -51,7 +51,7 @@ class SqlStore:
         return self.driver.read(scripts.versions_of(key_id))
 
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
-        return self.driver.read(scripts.ending(before, limit))
+        return self.driver.read(scripts.ending(before, limit), snapshot=True)
 
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
         await self.driver.write(scripts.record_events(events, used))

@@ -109,6 +109,11 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("error", "database", f"there is no database at {path}")
         return
     try:
+        await asyncio.to_thread(current, path)
+    except ConfigurationError as error:
+        yield Finding("error", "database", str(error))
+        return
+    try:
         async with open_deployment(settings, create=False, background=False) as deployment:
             yield Finding("ok", "database", f"{path}, schema {HEAD}")
             yield Finding("ok", "master key", f"{deployment.master_key} opens the database")

@@ -22,6 +22,7 @@ from api_key_manager.core.validator import AsyncAPIKeyValidator
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, WrappedKey
 from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, scripts, upgrade
 from api_key_manager.storage.feed import SqliteFeed
+from api_key_manager.storage.idempotency import prune as prune_requests
 from api_key_manager.wiring.first_token import mint_first_token
 from api_key_manager.wiring.places import database_path, find_master_key, key_path
 from api_key_manager.wiring.supervisor import Supervisor, every
@@ -78,7 +79,7 @@ class Deployment:
     async def flush(self) -> None:
         """Write what waits for the audit log; when that fails, it waits on."""
         try:
-            await self.manager.recorder.flush(self.manager.clock())
+            await self.manager.recorder.flush(self.manager.clock(), whole=False)
         except StorageError as error:
             if self._audit_problem is None:
                 _log.error("the audit log cannot be written: %s", error)
@@ -275,11 +276,14 @@ def _start(deployment: Deployment) -> None:
 
 
 async def _prune(deployment: Deployment, store: SqlStore) -> None:
-    """Drop what no longer serves: used nonces that have ended, old rows of the feed."""
+    """Drop what no longer serves: used nonces that have ended, answers that are no longer
+    replayed, old rows of the feed."""
     now = deployment.manager.clock()
     try:
         while await SqlNonceStore(store.driver).prune(now):
             pass
+        while await store.driver.write(prune_requests(int(now * 1_000_000))):
+            pass
         await store.driver.write(scripts.prune_feed(int((now - _FEED_KEPT_SECONDS) * 1_000_000)))
     except StorageError as error:
-        _log.warning("old nonces could not be removed: %s", error)
+        _log.warning("what has ended could not be removed: %s", error)

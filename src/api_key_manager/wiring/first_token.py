@@ -11,11 +11,9 @@ from api_key_manager.core.changing import Origin
 from api_key_manager.core.exceptions import ConfigurationError, KeyExistsError
 from api_key_manager.core.manager import KeyManager
 from api_key_manager.core.models import ADMIN_REALM
+from api_key_manager.core.tokens import FIRST_TOKEN_ID
 
 __all__ = ["FIRST_TOKEN_ID", "mint_first_token"]
-
-FIRST_TOKEN_ID = "first-admin"
-"""A fixed id makes the row unique: of two first starts at once one mints."""
 
 
 async def mint_first_token(manager: KeyManager, file: Path | None) -> str | None:

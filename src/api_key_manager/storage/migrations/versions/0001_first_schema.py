@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
         sa.Column("nonce_birth", sa.BigInteger, nullable=False),
+        sa.Column("nonces_pruned_to", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "keyring",
@@ -119,6 +120,7 @@ def upgrade() -> None:
         sa.Column("answer", sa.LargeBinary),
         sa.Column("expires_at", sa.BigInteger, nullable=False),
     )
+    op.create_index("ix_idempotency_expires", "idempotency", ["expires_at"])
     now = time.time_ns() // 1000
     op.bulk_insert(
         deployment,
@@ -129,6 +131,7 @@ def upgrade() -> None:
                 "created_at": now,
                 "revision": 0,
                 "nonce_birth": now,
+                "nonces_pruned_to": 0,
             }
         ],
     )
