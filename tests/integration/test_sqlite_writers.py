@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from api_key_manager.core.records import is_intact
+from api_key_manager.core import lifecycle
+from api_key_manager.core.models import Change
+from api_key_manager.core.records import is_intact, seal_record
+from api_key_manager.storage import scripts
 from tests.integration.places import Place
 
 ROUNDS = 60
@@ -75,3 +78,39 @@ async def test_writer_waits_for_a_busy_file(place):
             assert not write.done()
             other.execute("ROLLBACK")
             assert (await write)["key_id"] == "k"
+
+
+async def test_a_list_sees_rows_and_versions_of_one_state(place):
+    """A rotation between the two statements of a list must not make a good key look edited."""
+    async with place.open() as deployment:
+        manager = deployment.manager
+        await manager.create_key("k", owner="acme")
+        driver, run = manager.store.driver, manager.store.driver._run
+        rotated = []
+
+        def slow(connection, script):
+            def watched():
+                step = next(script)
+                while True:
+                    rows = yield step
+                    if connection is driver._long_reader and not rotated:
+                        rotated.append(driver.write_now(_rotation(manager)))
+                    try:
+                        step = script.send(rows)
+                    except StopIteration as stop:
+                        return stop.value
+
+            return run(connection, watched())
+
+        driver._run = slow
+        page = await manager.find_keys(owner="acme")
+        assert rotated
+        assert [key["key_id"] for key in page["items"]] == ["k"]
+
+
+def _rotation(manager):
+    """The script of a rotation, from the record as it is now."""
+    record = manager.store.driver.read(scripts.load("k"))
+    new = seal_record(manager.box, "k", 2, "another secret", "signed", record.created_at)
+    changed = lifecycle.rotate(record, new, 0, record.created_at + 1)
+    return scripts.apply([Change(changed, record.revision)], manager.box.record_mac, None)

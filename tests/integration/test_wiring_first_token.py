@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from api_key_manager.core import ConfigurationError
+from api_key_manager.core import ConfigurationError, KeyExistsError
 from api_key_manager.wiring.first_token import FIRST_TOKEN_ID
 from tests.integration.places import Place
 
@@ -78,6 +78,17 @@ async def test_two_first_starts(place):
 async def test_not_with_one_from_the_settings(place):
     """AKM_ADMIN_TOKEN is enough: none is minted while it is set, one is once it is not."""
     assert await start(place, AKM_ADMIN_TOKEN=secrets.token_hex(32)) == (None, None)
+    assert place.sql("SELECT count(*) FROM keys") == [(0,)]
+    token, _ = await start(place)
+    assert token
+
+
+@pytest.mark.parametrize("kind", ["signed", "bearer"])
+async def test_its_id_cannot_be_taken(place, kind):
+    """No ordinary key can have its id, so that it can still be minted later."""
+    async with place.open(AKM_ADMIN_TOKEN=secrets.token_hex(32)) as deployment:
+        with pytest.raises(KeyExistsError):
+            await deployment.manager.create_key(FIRST_TOKEN_ID, kind=kind)
     assert place.sql("SELECT count(*) FROM keys") == [(0,)]
     token, _ = await start(place)
     assert token
