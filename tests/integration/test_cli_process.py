@@ -94,6 +94,8 @@ def _tell_the_story(akm: Akm) -> None:
             json.loads(line)
             for line in akm("audit", "tail", "--key-id", "story", "--json").stdout.splitlines()
         ]
+        # Refusals fold for a second: they can stand behind what came after them.
+        events.sort(key=lambda event: event["timestamp"])
         told = [event["action"] for event in events]
         if told[-1:] == ["key_refused"] or time.monotonic() > deadline:
             break
