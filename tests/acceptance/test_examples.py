@@ -245,7 +245,7 @@ class TestPublished:
     def test_basic_validation(self, tmp_path: Path):
         """A placeholder is no signature: the snippet's own `except` says so."""
         done = published(BASIC_VALIDATION, tmp_path)
-        assert done.stdout == "Validation error: the credential is malformed\n", done.stderr
+        assert done.stdout == "Validation error: signature: 64 hex digits are allowed\n", done.stderr
 
     def test_basic_validation_signed(self, tmp_path: Path):
         """With a signature in place of the placeholder it succeeds."""
@@ -259,7 +259,7 @@ class TestPublished:
         assert done.stdout == "Created key: client-123\n"
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == (
-            "api_key_manager.core.exceptions.ValidationError: the credential is malformed"
+            "api_key_manager.core.exceptions.ValidationError: signature: 64 hex digits are allowed"
         )
 
     def test_key_lifecycle_signed(self, tmp_path: Path):
