@@ -245,7 +245,9 @@ class TestPublished:
     def test_basic_validation(self, tmp_path: Path):
         """A placeholder is no signature: the snippet's own `except` says so."""
         done = published(BASIC_VALIDATION, tmp_path)
-        assert done.stdout == "Validation error: signature: 64 hex digits are allowed\n", done.stderr
+        assert done.stdout == "Validation error: signature: 64 hex digits are allowed\n", (
+            done.stderr
+        )
 
     def test_basic_validation_signed(self, tmp_path: Path):
         """With a signature in place of the placeholder it succeeds."""
