@@ -17,7 +17,6 @@ from api_key_manager.core.permissions import (
     MAX_NAMES,
     check_grants,
     compile_expression,
-    covers,
     meets,
 )
 
@@ -59,14 +58,6 @@ def test_many_grants_are_each_of_them(grants: list[str], wanted: str):
     expected = any(stands_for(grant) & stands_for(wanted) for grant in grants)
     assert compile_expression(wanted)(tuple(grants)) is expected
     assert compile_expression([wanted])(tuple(grants)) is expected
-
-
-@given(patterns, patterns)
-@example("*.*", "*")
-@example("a.*", "*.a")
-def test_covers_is_everything(grant: str, wanted: str):
-    """A grant covers a wish only when it allows every permission that the wish stands for."""
-    assert covers([grant], wanted) is (stands_for(wanted) <= stands_for(grant))
 
 
 @pytest.mark.parametrize(

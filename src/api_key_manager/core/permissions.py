@@ -1,4 +1,4 @@
-"""Permission names, what a grant covers, and expressions over them.
+"""Permission names, what a grant meets, and expressions over them.
 
 A permission is dot-separated: ``documents.read``. In a grant or in an expression a segment may be
 ``*``: at the end it stands for one or more segments, elsewhere for exactly one. A lone ``*``
@@ -13,12 +13,12 @@ that meets it: ``documents.read`` is met by the grants ``documents.read`` and ``
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from api_key_manager.core.exceptions import ValidationError
 
-__all__ = ["Expression", "check_grants", "compile_expression", "covers", "meets"]
+__all__ = ["Expression", "check_grants", "compile_expression", "meets"]
 
 MAX_EXPRESSION = 1024
 MAX_DEPTH = 16
@@ -137,23 +137,6 @@ _held = lru_cache(maxsize=256)(_Held)
 def meets(grant: str, wanted: str) -> bool:
     """Whether some permission is matched by both patterns."""
     return _Held((grant,)).meets(wanted)
-
-
-def covers(grants: Sequence[str], wanted: str) -> bool:
-    """Whether one grant alone allows everything that ``wanted`` stands for."""
-    return any(_covers(grant.split("."), wanted.split(".")) for grant in grants)
-
-
-def _covers(held: list[str], asked: list[str]) -> bool:
-    for i, a in enumerate(held):
-        if i >= len(asked):
-            return False
-        if a == "*" and i == len(held) - 1:
-            return True
-        open_end = asked[i] == "*" and i == len(asked) - 1
-        if (a != "*" and a != asked[i]) or open_end:
-            return False
-    return len(held) == len(asked)
 
 
 def compile_expression(wanted: object) -> Expression:
