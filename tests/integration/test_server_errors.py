@@ -439,7 +439,7 @@ async def test_lapsed_answers_are_pruned(tmp_path: Path, monkeypatch: pytest.Mon
         await api("POST", "/v1/keys", {}, headers=once())
 
         def rows() -> list[Any]:
-            return manager.store.driver.read(kept())  # type: ignore[attr-defined]
+            return manager.store.driver.read(kept())  # type: ignore[attr-defined]  # SQLite's store
 
         def kept() -> Any:
             return (yield Statement(select(idempotency))())
@@ -456,7 +456,7 @@ async def test_lapsed_answers_are_pruned(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_prune_goes_in_steps(tmp_path: Path):
     """However many have lapsed, the writer is never held up for long."""
     async with serving(DATABASE_URL=f"sqlite:///{tmp_path}/akm.db") as api:
-        driver = api.deployment.manager.store.driver  # type: ignore[attr-defined]
+        driver = api.deployment.manager.store.driver  # type: ignore[attr-defined]  # as above
         await api.deployment.supervisor.stop()
 
         def fill() -> Any:

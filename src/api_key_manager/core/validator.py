@@ -10,7 +10,7 @@ from typing import Any, Literal
 from api_key_manager.core.cache import BoundedTTLMap
 from api_key_manager.core.exceptions import OUTCOMES, ConfigurationError, Reason, ValidationError
 from api_key_manager.core.memory import MemoryNonceStore
-from api_key_manager.core.policy import Rules, why_malformed
+from api_key_manager.core.policy import Rules, why_malformed, window_reason
 from api_key_manager.core.ports import Claim, ClaimResult
 from api_key_manager.core.signing import (
     MAX_TIMESTAMP,
@@ -74,7 +74,6 @@ class AsyncAPIKeyValidator:
         self.clock = clock
         self._skew = self.rules.skew
         self._oldest = self.rules.window + self.rules.skew
-        self._oldest_with_nonce = self.rules.nonce_window + self.rules.skew
         self._ttl = cache_ttl_seconds
         self._cache: Cache = BoundedTTLMap(cache_max_entries if cache_ttl_seconds else 0)
         self._known_ids: set[str] = set()
@@ -242,6 +241,7 @@ class AsyncAPIKeyValidator:
                 return _MALFORMED
             message = timestamped_message(key, timestamp, nonce)
             if matches(mac(raw, message, "sha256"), given):
+                # The usual case of what _in_window says, without its calls.
                 if -self._skew <= now - timestamp <= self._oldest and not nonce:
                     return _VALID
                 return self._in_window(timestamp, now, nonce)
@@ -252,9 +252,8 @@ class AsyncAPIKeyValidator:
         return _VALID if timestamp is None else self._in_window(timestamp, now, nonce)
 
     def _in_window(self, timestamp: int, now: float, nonce: str) -> Reason:
-        if now - timestamp > (self._oldest_with_nonce if nonce else self._oldest):
-            return Reason.STALE_TIMESTAMP
-        return Reason.FUTURE_TIMESTAMP if timestamp - now > self._skew else _VALID
+        window = self.rules.nonce_window if nonce else self.rules.window
+        return window_reason(timestamp, now, window, self._skew) or _VALID
 
 
 def _check(name: str, value: object, least: int) -> None:
