@@ -19,8 +19,8 @@ from api_key_manager.core.models import (
     Verdict,
     canonical_json,
 )
-from api_key_manager.core.policy import Presented
 from api_key_manager.core.ports import EmbeddedStore, KeyStore
+from api_key_manager.core.presented import Presented
 
 __all__ = ["Recorder"]
 
