@@ -422,7 +422,7 @@ async def test_openapi_hides_nothing(api: Api):
     key = await api.key()
     assert list(fields) == list((await api("POST", "/v1/validate", signed(key))).json())
     assert set(schemas["Validation"]["properties"]) == {
-        "key", "signature", "timestamp", "nonce", "token", "permissions", "ip", "tags",
+        "key", "signature", "timestamp", "nonce", "token", "request", "permissions", "ip", "tags",
     }  # fmt: skip
 
 
