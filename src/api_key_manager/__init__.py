@@ -25,6 +25,7 @@ from api_key_manager.core import (
     VaultError,
     Verdict,
     sign,
+    sign_request,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ __all__ = [
     "Verdict",
     "open_manager",
     "sign",
+    "sign_request",
 ]
 
 

@@ -18,7 +18,14 @@ from api_key_manager.core import (
     KeyVersion,
     StorageError,
 )
-from api_key_manager.core.models import AuditQuery, Change, KeyQuery, Use, canonical_json
+from api_key_manager.core.models import (
+    MIN_SCHEMES,
+    AuditQuery,
+    Change,
+    KeyQuery,
+    Use,
+    canonical_json,
+)
 from api_key_manager.core.ports import Receipt
 
 LAST = 253_402_300_799_999_999
@@ -42,7 +49,7 @@ records = st.builds(
     metadata_json=st.dictionaries(texts, texts | st.integers() | st.none()).map(canonical_json),
     permissions=st.lists(st.sampled_from(["a", "b.*", "c:d"]), unique=True).map(tuple),
     ip_allowlist=st.lists(st.sampled_from(["10.0.0.0/8", "::/0"]), unique=True).map(tuple),
-    min_scheme=st.sampled_from(["static", "timestamped", "timestamped-nonce"]),
+    min_scheme=st.sampled_from(MIN_SCHEMES),
     disabled=st.booleans(), expires_at=st.none() | instants, expired=st.booleans(),
     revoked_at=st.none() | instants, revoked=st.booleans(), revoke_reason=st.none() | texts,
 )  # fmt: skip

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from api_key_manager.core import Reason, sign
-from api_key_manager.core.policy import present
+from api_key_manager.core.presented import present
 
 NONCE = "n" * 16
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from api_key_manager.core import ConflictError, Reason, sign
-from api_key_manager.core.policy import present
 from api_key_manager.core.ports import Claim, ClaimResult
+from api_key_manager.core.presented import present
 
 
 async def test_bulk_revocation_goes_on_past_a_key_that_is_deleted_meanwhile(manager, monkeypatch):

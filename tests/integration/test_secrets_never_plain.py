@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from api_key_manager.core import APIKeyManagerException, AsyncAPIKeyValidator, sign
-from api_key_manager.core.policy import present
+from api_key_manager.core.presented import present
 from api_key_manager.server.app import build_app
 from api_key_manager.server.hot import Validation
 from api_key_manager.wiring import Deployment, backup

@@ -520,8 +520,8 @@ async def test_openapi_hides_nothing(api: Api):
     key = await api.key()
     assert list(fields) == list((await api("POST", "/v1/validate", signed(key))).json())
     assert set(schemas["Validation"]["properties"]) == {
-        "key", "signature", "timestamp", "nonce", "token", "permissions", "ip", "cost",
-        "tags",
+        "key", "signature", "timestamp", "nonce", "token", "request", "permissions", "ip",
+        "cost", "tags",
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from tests.integration.conftest import Api, serving, signed
 
 FIELDS = [
     "valid", "cached", "reason", "key_id", "version", "scheme", "metadata", "permissions",
-    "expires_at", "rate_limit",
+    "expires_at", "rate_limit", "body_verified",
 ]  # fmt: skip
 SIGNATURE = "0" * 64
 
@@ -33,7 +33,7 @@ async def test_signed_key(stored: Api):
     assert first == {
         "valid": True, "cached": False, "reason": "valid", "key_id": key["key_id"], "version": 1,
         "scheme": "timestamped", "metadata": {"plan": "pro", "n": [1, None]},
-        "permissions": ["a.b"], "expires_at": None, "rate_limit": None,
+        "permissions": ["a.b"], "expires_at": None, "rate_limit": None, "body_verified": None,
     }  # fmt: skip
     again = (await stored("POST", "/v1/validate", signed(key))).json()
     assert again == {**first, "cached": True}
@@ -55,7 +55,7 @@ async def test_a_refusal_is_a_200_that_shows_nothing(api: Api):
     assert answer.json() == {
         "valid": False, "cached": False, "reason": "bad_signature", "key_id": key["key_id"],
         "version": None, "scheme": None, "metadata": None, "permissions": None,
-        "expires_at": None, "rate_limit": None,
+        "expires_at": None, "rate_limit": None, "body_verified": None,
     }  # fmt: skip
 
 
@@ -146,7 +146,8 @@ MISFITS = [
     ('"cost":0', "cost"),
     ('"cost":"1"', "cost"),
     ('"cost":1.5', "cost"),
-    ('"request":{}', "request"),
+    ('"request":1', "request"),
+    ('"request":{}', "request.method"),
 ]
 
 

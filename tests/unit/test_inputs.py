@@ -187,7 +187,6 @@ def test_fields_are_cleaned():
     [
         ({"disabled": None}, "signed"),
         ({"disabled": 1}, "signed"),
-        ({"min_scheme": "request"}, "signed"),
         ({"min_scheme": "none"}, "signed"),
         ({"min_scheme": ["static"]}, "signed"),
         ({"min_scheme": "timestamped"}, "bearer"),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from api_key_manager.core import ApiKey, KeyVersion, Reason, sign
 from api_key_manager.core.memory import MemoryBox
 from api_key_manager.core.models import MICROSECONDS
-from api_key_manager.core.policy import Rules, judge, present, window_reason
+from api_key_manager.core.policy import Rules, judge, window_reason
+from api_key_manager.core.presented import present
 from api_key_manager.core.records import open_record, seal_record
 from api_key_manager.core.tokens import mint_token
 

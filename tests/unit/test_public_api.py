@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 
 import api_key_manager
 from api_key_manager import core
-from api_key_manager.core import AsyncAPIKeyValidator, KeyManager, Reason, sign
+from api_key_manager.core import AsyncAPIKeyValidator, KeyManager, Reason, sign, sign_request
 from api_key_manager.core.memory import MemoryBox, MemoryStore
-from api_key_manager.core.policy import present
 from api_key_manager.core.ports import Begun, Receipt
+from api_key_manager.core.presented import present
 from api_key_manager.core.records import open_record
 from api_key_manager.core.signing import MacState
 from api_key_manager.core.validator import AsyncAPIKeyValidator as Inner
@@ -22,7 +23,7 @@ CORE = {
     "ConflictError", "EncryptionError", "InvalidSignatureError", "KeyExistsError",
     "KeyExpiredError", "KeyManager", "KeyNotFoundError", "KeyRevokedError", "KeyVersion",
     "PermissionDeniedError", "RateLimitExceededError", "Reason", "StorageError",
-    "ValidationError", "VaultError", "Verdict", "sign",
+    "ValidationError", "VaultError", "Verdict", "sign", "sign_request",
 }  # fmt: skip
 PACKAGE = CORE | {"Settings", "open_manager"}
 
@@ -104,13 +105,22 @@ SECRET = "the-secret-that-nobody-may-see"
 SIGNATURE = sign(SECRET, "client", 1_760_000_000)
 
 
-async def holders(clock) -> dict[str, object]:
+async def holders(clock) -> dict[str, Any]:
     """Every kind of object that holds a secret, a token or a signature somewhere inside."""
     manager = KeyManager(AsyncAPIKeyValidator(clock=clock))
     await manager.create_key("client", SECRET)
     bearer = await manager.create_key("app", kind="bearer")
     token = bearer["token"]
     stamp = clock.seconds
+    request = present(
+        request={
+            "method": "GET", "url": "https://a/",
+            "headers": sign_request(
+                SECRET, "client", "GET", "https://a/", created=stamp, nonce="n" * 16
+            ),
+        }
+    )  # fmt: skip
+    assert not request.malformed
     signed = present("client", SIGNATURE, stamp, ip="192.0.2.1")
     verdict = await manager.verify("client", SIGNATURE, stamp)
     await manager.verify(token=token)
@@ -123,6 +133,7 @@ async def holders(clock) -> dict[str, object]:
         "token": token, "digest": app.versions[0].digest, "sealed": sealed,
         "manager": manager, "manager's parts": list(vars(manager).values()),
         "validator": manager.validator, "validator's cache": manager.validator._cache,
+        "presented request": request, "its inside": request.request,
         "presented signature": signed, "presented token": present(token=token),
         "record": record, "bearer record": app, "version": record.versions,
         "open key": open_record(record, manager.box), "open bearer key": opened,
@@ -137,9 +148,10 @@ async def test_repr_shows_no_secret(clock):
     """No `repr` of anything that holds a secret, a token or a signature shows a part of it."""
     held = await holders(clock)
     token, digest, sealed = held.pop("token"), held.pop("digest"), held.pop("sealed")
-    mac = bytes.fromhex(SIGNATURE)
+    mac, request = bytes.fromhex(SIGNATURE), held["its inside"].signature
     hidden = [
         SECRET, SIGNATURE, SIGNATURE[:16], token, token[-36:], repr(mac)[2:-1], repr(mac[:8])[2:-1],
+        repr(request[:8])[2:-1], base64.b64encode(request).decode()[:16],
         repr(digest[:8])[2:-1], digest.hex(), repr(sealed[:8])[2:-1],
     ]  # fmt: skip
     leaks = [

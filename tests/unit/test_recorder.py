@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from api_key_manager.core import AuditEvent, Reason, StorageError, Verdict
 from api_key_manager.core.memory import MemoryStore
 from api_key_manager.core.models import AuditQuery, Use
-from api_key_manager.core.policy import Presented
+from api_key_manager.core.presented import Presented
 from api_key_manager.core.recorder import Recorder
 
 NOW = 1000.0

@@ -38,7 +38,7 @@ Expires = Annotated[
 MinScheme = Annotated[
     str | None,
     typer.Option(
-        "--min-scheme", metavar="SCHEME", help="static, timestamped or timestamped-nonce."
+        "--min-scheme", metavar="SCHEME", help="static, timestamped, timestamped-nonce or request."
     ),
 ]
 Owner = Annotated[str | None, typer.Option("--owner", metavar="NAME")]

@@ -20,6 +20,7 @@ from api_key_manager.core.exceptions import (
     ValidationError,
     VaultError,
 )
+from api_key_manager.core.http_signatures import sign_request
 from api_key_manager.core.manager import KeyManager
 from api_key_manager.core.models import ApiKey, AuditEvent, KeyVersion, Verdict
 from api_key_manager.core.signing import sign
@@ -48,4 +49,5 @@ __all__ = [
     "VaultError",
     "Verdict",
     "sign",
+    "sign_request",
 ]

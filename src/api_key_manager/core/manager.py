@@ -12,8 +12,8 @@ from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
 from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
-from api_key_manager.core.policy import Presented, present, why_malformed
 from api_key_manager.core.ports import EmbeddedStore, KeyStore, NonceStore, SecretBox, is_embedded
+from api_key_manager.core.presented import Presented, present, present_item, why_malformed
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache, Records
 from api_key_manager.core.tokens import check_prefix
@@ -92,7 +92,7 @@ class KeyManager(KeyLifeCycle):
         """The verdict, if no I/O is needed for it.
 
         Args:
-            presented: what :func:`~api_key_manager.core.policy.present` made of the values.
+            presented: what :func:`~api_key_manager.core.presented.present` made of the values.
             now: Unix seconds.
 
         Returns:
@@ -111,16 +111,19 @@ class KeyManager(KeyLifeCycle):
         nonce: str | None = None,
         *,
         token: str | None = None,
+        request: Mapping[str, Any] | None = None,
         ip: str | None = None,
         permissions: str | Sequence[str] | None = None,
         realm: str = KEY_REALM,
         by: Origin = LIBRARY,
     ) -> Verdict:
-        """Judge one credential: ``key_id`` and ``signature``, or ``token``.
+        """Judge one credential: ``key_id`` and ``signature``, or ``token``, or ``request``.
 
         Args:
             timestamp: Unix seconds, as signed.
             nonce: 16 to 128 of ``A-Z a-z 0-9 _ -``, accepted once.
+            request: ``method``, ``url``, ``headers`` and, where the body is known,
+                ``body_sha256`` of a signed HTTP request.
             ip: the caller's address.
             permissions: an expression, or a list that is needed whole.
 
@@ -128,13 +131,13 @@ class KeyManager(KeyLifeCycle):
             A verdict, also for unusable input; this never raises for a refusal.
         """
         presented = present(
-            key_id, signature, timestamp, nonce, token=token, ip=ip, permissions=permissions,
-            realm=realm, request_id=by.request_id, actor=by.actor,
+            key_id, signature, timestamp, nonce, token=token, request=request, ip=ip,
+            permissions=permissions, realm=realm, request_id=by.request_id, actor=by.actor,
         )  # fmt: skip
         return await self.verify_presented(presented)
 
     async def verify_presented(self, presented: Presented) -> Verdict:
-        """Judge what :func:`~api_key_manager.core.policy.present` read."""
+        """Judge what :func:`~api_key_manager.core.presented.present` read."""
         now = self.clock()
         verdict = self.verify_now(presented, now)
         if verdict is None:
@@ -177,14 +180,15 @@ class KeyManager(KeyLifeCycle):
         raise verdict.error()
 
     async def batch_validate(self, validations: Sequence[Any]) -> list[dict[str, Any]]:
-        """Judge many: dicts with ``key_id`` (or ``key``) and ``signature``, or ``token``.
+        """Judge many: dicts with ``key_id`` (or ``key``) and ``signature``, ``token`` or
+        ``request``.
 
         Returns:
             Per item, in order, ``key_id``, ``valid`` and ``reason``. A bad item is ``malformed``.
         """
         if not isinstance(validations, (list, tuple)):
             raise ValidationError("validations: a list is needed")
-        batch = [_present_item(item) for item in validations]
+        batch = [present_item(item) for item in validations]
         verdicts = await self.verify_batch(batch)
         return [
             {"key_id": verdict.key_id, "valid": verdict.valid, "reason": str(verdict.reason)}
@@ -304,17 +308,3 @@ class KeyManager(KeyLifeCycle):
     def _flush_now(self) -> None:
         if is_embedded(self.store):
             self.recorder.flush_now(self.store, self.clock())
-
-
-def _present_item(item: Any) -> Presented:
-    if not isinstance(item, Mapping):
-        return present(actor="library")
-    known = {"key_id", "key", "signature", "timestamp", "nonce", "token", "ip", "permissions"}
-    key_id = item.get("key_id", item.get("key"))
-    if not item.keys() <= known:
-        return present(key_id, actor="library")
-    return present(
-        key_id, item.get("signature"), item.get("timestamp"), item.get("nonce"),
-        token=item.get("token"), ip=item.get("ip"), permissions=item.get("permissions"),
-        actor="library",
-    )  # fmt: skip

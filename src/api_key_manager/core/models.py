@@ -211,7 +211,8 @@ class Verdict:
 
     ``key`` is set only once the caller has proved the secret, so nothing of a key is shown to
     somebody who merely knows its id. ``scheme == "static"`` says that the timestamp, if any, was
-    not authenticated. ``cached``: answered without I/O for the record.
+    not authenticated. ``cached``: answered without I/O for the record. ``body_verified``, of a
+    signed request: whether the body was compared with what was signed.
     """
 
     reason: Reason
@@ -220,6 +221,7 @@ class Verdict:
     version: int | None = None
     scheme: Scheme | None = None
     cached: bool = False
+    body_verified: bool | None = None
 
     @property
     def valid(self) -> bool:

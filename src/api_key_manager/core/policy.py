@@ -2,9 +2,9 @@
 
 Rules, in this order; the first that fails names the reason:
 
-1.  malformed: the presented values can be what they claim to be (:func:`present`);
+1.  malformed: the presented values can be what they claim to be (:mod:`.presented`);
 2.  found: there is such a key, in the asked realm;
-3.  MAC or digest, over every version that has not ended;
+3.  MAC or digest, over every version that has not ended; the body of a signed request, if given;
 4.  revoked, 5. disabled, 6. expired;
 7.  scheme: at least the key's ``min_scheme``, ``static`` only where allowed;
 8.  window: ``-skew <= age <= window + skew``;
@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from api_key_manager.core.addresses import Address, Network, allowed, networks, parse_address
-from api_key_manager.core.exceptions import EncryptionError, Reason, ValidationError
+from api_key_manager.core.addresses import Network, allowed, networks
+from api_key_manager.core.exceptions import EncryptionError, Reason
+from api_key_manager.core.http_signatures import SignedRequest
 from api_key_manager.core.models import (
-    KEY_REALM,
     MICROSECONDS,
     MIN_SCHEMES,
     ApiKey,
@@ -33,28 +33,10 @@ from api_key_manager.core.models import (
     Scheme,
     Verdict,
 )
-from api_key_manager.core.permissions import Expression, compile_expression
-from api_key_manager.core.signing import (
-    MacState,
-    is_nonce,
-    is_timestamp,
-    matches,
-    parse_signature,
-    static_message,
-    timestamped_message,
-)
-from api_key_manager.core.tokens import ends_like_a_secret, is_key_id, parse_token
+from api_key_manager.core.presented import Presented
+from api_key_manager.core.signing import MacState, matches, static_message, timestamped_message
 
-__all__ = [
-    "OpenKey",
-    "OpenVersion",
-    "Presented",
-    "Rules",
-    "judge",
-    "present",
-    "why_malformed",
-    "window_reason",
-]
+__all__ = ["OpenKey", "OpenVersion", "Rules", "judge", "window_reason"]
 
 _FOREVER = float("inf")
 _STRENGTH = {name: i for i, name in enumerate(MIN_SCHEMES)}
@@ -68,118 +50,6 @@ class Rules:
     skew: int = 60
     nonce_window: int = 300
     allow_static: bool = True
-
-
-class Presented(NamedTuple):
-    """One credential and its circumstances. Its ``repr`` shows the id only.
-
-    Of a ``malformed`` one only the id, if that can be an id, and what the audit log wants are set.
-    """
-
-    key_id: str
-    signature: bytes | None = None
-    timestamp: int | None = None
-    nonce: str | None = None
-    token: bytes | None = None
-    prefix: str | None = None
-    address: Address | None = None
-    wanted: Expression | None = None
-    realm: str = KEY_REALM
-    # For the audit log only.
-    ip: str | None = None
-    request_id: str | None = None
-    tags: tuple[str, ...] = ()
-    actor: str | None = None
-    malformed: bool = False
-
-    def __repr__(self) -> str:
-        return f"Presented({self.key_id!r})"
-
-
-def present(
-    key_id: Any = None,
-    signature: Any = None,
-    timestamp: Any = None,
-    nonce: Any = None,
-    *,
-    token: Any = None,
-    ip: str | None = None,
-    permissions: Any = None,
-    realm: str = KEY_REALM,
-    request_id: str | None = None,
-    tags: tuple[str, ...] = (),
-    actor: str | None = None,
-) -> Presented:
-    """Read what a caller presents. What cannot be read is ``malformed``.
-
-    Args:
-        key_id, signature: of a signed request, with ``timestamp`` (Unix seconds) and ``nonce``.
-        token: a bearer token, instead of all four.
-        ip: the caller's address, as text.
-        permissions: an expression or a list, see :mod:`api_key_manager.core.permissions`.
-        realm: whose keys are meant.
-        request_id, tags, actor: for the audit log; ``actor`` is who asks on the caller's behalf.
-    """
-    address = wanted = prefix = mac = raw = None
-    good = True
-    if ip is not None:
-        address = parse_address(ip) if type(ip) is str and len(ip) <= 45 else None
-        if address is None:
-            good, ip = False, None
-    if permissions is not None:
-        try:
-            wanted = compile_expression(permissions)
-        except ValidationError:
-            good = False
-    if token is not None:
-        parsed = parse_token(token)
-        if parsed is None or not key_id is signature is timestamp is nonce is None:
-            good = False
-        else:
-            raw, key_id, prefix = token.encode("ascii"), parsed.key_id, parsed.prefix
-    else:
-        mac = parse_signature(signature)
-        if mac is None or not _can_be_signed(timestamp, nonce):
-            good = False
-    if (
-        type(key_id) is not str
-        or not is_key_id(key_id)
-        or (len(key_id) > 36 and ends_like_a_secret(key_id))
-    ):
-        good, key_id = False, ""
-    if good:
-        return Presented(
-            key_id, mac, timestamp, nonce, raw, prefix,
-            address, wanted, realm, ip, request_id, tags, actor,
-        )  # fmt: skip
-    return Presented(
-        key_id, realm=realm, ip=ip, request_id=request_id, tags=tags, actor=actor, malformed=True
-    )
-
-
-def _can_be_signed(timestamp: Any, nonce: Any) -> bool:
-    if timestamp is None:
-        return nonce is None
-    if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
-        return False
-    return is_timestamp(timestamp)
-
-
-def why_malformed(
-    key_id: object, signature: object, timestamp: object = None, nonce: object = None
-) -> str:
-    """Which value of a signed credential cannot be used, and what is allowed; never the value."""
-    if type(key_id) is not str or not is_key_id(key_id):
-        return "key: 1 to 128 characters of A-Z a-z 0-9 . _ : - are allowed"
-    if parse_signature(signature) is None:
-        return "signature: 64 hex digits are allowed"
-    if timestamp is not None and not is_timestamp(timestamp):
-        return "timestamp: whole Unix seconds are allowed"
-    if nonce is not None and timestamp is None:
-        return "nonce: it needs a timestamp"
-    if nonce is not None and (type(nonce) is not str or not is_nonce(nonce)):
-        return "nonce: 16 to 128 characters of A-Z a-z 0-9 _ - are allowed"
-    return "the credential is malformed"
 
 
 class OpenVersion(NamedTuple):
@@ -283,7 +153,7 @@ def judge(key: OpenKey, presented: Presented, now: float, rules: Rules) -> Verdi
 
     Args:
         key: the key that was found, or a decoy.
-        presented: what :func:`present` made of the caller's values, not malformed.
+        presented: what :func:`~.presented.present` made of the caller's values, not malformed.
         now: Unix seconds.
         rules: the deployment's windows.
 
@@ -306,6 +176,11 @@ def judge(key: OpenKey, presented: Presented, now: float, rules: Rules) -> Verdi
     if version == 0:
         return Verdict(Reason.BAD_SIGNATURE, presented.key_id, cached=True)
     reason = _refusal(key, presented, scheme, now, rules)
+    if scheme == "request":
+        verified = presented.request is not None and presented.request.body_matches is True
+        return Verdict(
+            reason or Reason.VALID, record.key_id, record, version, scheme, True, verified
+        )
     if reason is None:
         return key.accepted(version, scheme)
     return Verdict(reason, record.key_id, record, version, scheme, cached=True)
@@ -318,6 +193,8 @@ def _match_signature(
     given = presented.signature
     if given is None:
         return 0, "static"
+    if presented.request is not None:
+        return _match_request(versions, presented.request, now), "request"
     timestamp, nonce = presented.timestamp, presented.nonce
     if timestamp is not None:
         message = timestamped_message(presented.key_id, timestamp, nonce or "")
@@ -331,6 +208,19 @@ def _match_signature(
         if now < version.ends_at and matches(version.state.digest(message), given):
             return version.version, "static"
     return 0, "static"
+
+
+def _match_request(versions: tuple[OpenVersion, ...], request: SignedRequest, now: float) -> int:
+    """The version that signed a request, 0 when none did or its body is another one.
+
+    A signature over the key id alone, or over the nonce, is never taken in its place.
+    """
+    for version in versions:
+        if now < version.ends_at and matches(
+            version.state.digest(request.message), request.signature
+        ):
+            return 0 if request.body_matches is False else version.version
+    return 0
 
 
 def _match_token(key: OpenKey, presented: Presented, now: float) -> tuple[int, Scheme]:
@@ -373,7 +263,7 @@ def _weak_or_outside(
     if scheme == "static":
         if key.strength > 0 or not rules.allow_static:
             return Reason.WEAK_SCHEME
-    elif key.strength > (1 if presented.nonce is None else 2):
+    elif scheme == "timestamped" and key.strength > (1 if presented.nonce is None else 2):
         return Reason.WEAK_SCHEME
     if presented.timestamp is None:
         return None

@@ -18,8 +18,8 @@ from api_key_manager.core.models import (
     Verdict,
     canonical_json,
 )
-from api_key_manager.core.policy import Presented
 from api_key_manager.core.ports import EmbeddedStore, KeyStore
+from api_key_manager.core.presented import Presented
 from api_key_manager.core.signing import parse_signature
 
 __all__ = ["Recorder"]

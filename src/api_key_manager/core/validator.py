@@ -10,8 +10,9 @@ from typing import Any, Literal
 from api_key_manager.core.cache import BoundedTTLMap
 from api_key_manager.core.exceptions import OUTCOMES, ConfigurationError, Reason, ValidationError
 from api_key_manager.core.memory import MemoryNonceStore
-from api_key_manager.core.policy import Rules, why_malformed, window_reason
+from api_key_manager.core.policy import Rules, window_reason
 from api_key_manager.core.ports import Claim, ClaimResult
+from api_key_manager.core.presented import why_malformed
 from api_key_manager.core.signing import (
     MAX_TIMESTAMP,
     is_nonce,

@@ -16,8 +16,9 @@ from api_key_manager.core.exceptions import (
 )
 from api_key_manager.core.lifecycle import settle
 from api_key_manager.core.models import MICROSECONDS, ApiKey, Change, Verdict
-from api_key_manager.core.policy import OpenKey, Presented, Rules, judge
+from api_key_manager.core.policy import OpenKey, Rules, judge
 from api_key_manager.core.ports import Claim, ClaimResult, KeyStore, NonceStore
+from api_key_manager.core.presented import Presented
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import Found, Records
 
@@ -145,8 +146,9 @@ class Verifier:
             self._records.keep(found, since)
         # Written out: dataclasses.replace() takes five times as long.
         return Verdict(
-            verdict.reason, verdict.key_id, verdict.key, verdict.version, verdict.scheme, False
-        )
+            verdict.reason, verdict.key_id, verdict.key, verdict.version, verdict.scheme, False,
+            verdict.body_verified,
+        )  # fmt: skip
 
     async def _settle(self, ended: list[OpenKey], now: float) -> bool:
         """Make what has ended end for good, before anything is said about it.

@@ -16,7 +16,7 @@ from api_key_manager.core.addresses import Address, Network, allowed, parse_addr
 from api_key_manager.core.changing import Origin
 from api_key_manager.core.exceptions import OUTCOMES
 from api_key_manager.core.models import ADMIN_REALM, Reason
-from api_key_manager.core.policy import present
+from api_key_manager.core.presented import present
 from api_key_manager.core.signing import matches
 from api_key_manager.server.errors import ProblemError, forbidden, unauthorized, unavailable
 

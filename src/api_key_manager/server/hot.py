@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Raw, Struct
+from msgspec.structs import asdict
 
 from api_key_manager.core.models import Reason, Verdict
-from api_key_manager.core.policy import Presented, present
+from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.auth import Principal
 from api_key_manager.server.errors import ProblemError
@@ -25,13 +26,39 @@ from api_key_manager.server.errors import ProblemError
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
 
-__all__ = ["Answer", "Answers", "Hot", "Validation", "Validations", "answer", "decode"]
+__all__ = [
+    "Answer",
+    "Answers",
+    "Hot",
+    "HttpRequest",
+    "Validation",
+    "Validations",
+    "answer",
+    "decode",
+]
 
 Tag = Annotated[str, Meta(min_length=1, max_length=64, description="Printable characters.")]
 
 
+class HttpRequest(Struct, forbid_unknown_fields=True, gc=False):
+    """A request signed by RFC 9421, as whoever received it saw it."""
+
+    method: str
+    url: Annotated[str, Meta(description="Absolute, undecoded: as the client sent it.")]
+    headers: Annotated[
+        dict[str, str | list[str]] | list[tuple[str, str]],
+        Meta(description="Names with a value or all their values, or pairs of name and value."),
+    ]
+    body_sha256: Annotated[
+        str | None, Meta(description="SHA-256 of the content as sent, 64 hex digits.")
+    ] = None
+
+    def __repr__(self) -> str:
+        return f"HttpRequest({self.method!r})"
+
+
 class Validation(Struct, forbid_unknown_fields=True, gc=False):
-    """A credential: `key` and `signature` of a signed key, or the `token` of a bearer key."""
+    """A credential: `key` and `signature`, or the `token` of a bearer key, or a `request`."""
 
     key: Annotated[str | None, Meta(description="The id of a signed key.")] = None
     signature: Annotated[str | None, Meta(description="64 hex digits.")] = None
@@ -40,6 +67,9 @@ class Validation(Struct, forbid_unknown_fields=True, gc=False):
         str | None, Meta(description="16 to 128 of A-Z a-z 0-9 _ -, accepted once.")
     ] = None
     token: Annotated[str | None, Meta(description="A bearer token, instead of the four.")] = None
+    request: Annotated[
+        HttpRequest | None, Meta(description="A signed HTTP request, instead of the five.")
+    ] = None
     permissions: Annotated[
         str | list[str] | None,
         Meta(description="What the key must hold: an expression, or a list that is needed whole."),
@@ -73,12 +103,20 @@ class Answer(Struct, gc=False):
     version: int | None
     scheme: Annotated[
         str | None,
-        Meta(description="`static` (its timestamp is not authenticated), `timestamped`, `bearer`."),
+        Meta(
+            description=(
+                "`static` (its timestamp is not authenticated), `timestamped`, `request`, `bearer`."
+            )
+        ),
     ]
     metadata: Any
     permissions: Sequence[str] | None
     expires_at: str | None
     rate_limit: None = None
+    body_verified: Annotated[
+        bool | None,
+        Meta(description="Of a `request`: whether its body was compared with what was signed."),
+    ] = None
 
 
 class Answers(Struct):
@@ -154,9 +192,9 @@ def answer(verdict: Verdict) -> bytes:
 
 
 def _present(item: Validation, principal: Principal, where: str) -> Presented:
-    if item.token is None:
+    if item.token is None and item.request is None:
         if item.key is None:
-            raise _problem(f"{where}key", "it is missing (or send a token instead)")
+            raise _problem(f"{where}key", "it is missing (or send a token or request instead)")
         if item.signature is None:
             raise _problem(f"{where}signature", "it is missing")
     tags: tuple[str, ...] = ()
@@ -168,7 +206,8 @@ def _present(item: Validation, principal: Principal, where: str) -> Presented:
             raise _problem(f"{where}tags", "a secret or token must not stand in them")
     return present(
         item.key, item.signature, item.timestamp, item.nonce,
-        token=item.token, ip=item.ip, permissions=item.permissions,
+        token=item.token, request=None if item.request is None else asdict(item.request),
+        ip=item.ip, permissions=item.permissions,
         request_id=principal.request_id, tags=tags, actor=principal.id,
     )  # fmt: skip
 
@@ -189,6 +228,8 @@ def _answer(verdict: Verdict) -> Answer:
         Raw(key.metadata_json.encode()),
         key.permissions,
         verdict.expires_at,
+        None,
+        verdict.body_verified,
     )
 
 

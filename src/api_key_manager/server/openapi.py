@@ -68,7 +68,7 @@ def _hot(name: str, summary: str, asked: Any, answered: Any) -> dict[str, Any]:
         "summary": summary,
         "description": (
             "200 for a refusal too: `reason` says why. A `key` with a `signature`, and the"
-            " `timestamp` and `nonce` that were signed, or a `token`."
+            " `timestamp` and `nonce` that were signed, or a `token`, or a signed HTTP `request`."
         ),
         "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
         "responses": {

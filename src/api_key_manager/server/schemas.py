@@ -57,7 +57,9 @@ class CreateKey(_In):
     permissions: list[str] | None = None
     ip_allowlist: list[str] | None = Field(None, description="Addresses and CIDR networks.")
     expires_at: Instant | None = None
-    min_scheme: str | None = Field(None, description="static, timestamped, timestamped-nonce.")
+    min_scheme: str | None = Field(
+        None, description="static, timestamped, timestamped-nonce, request."
+    )
     owner: str | None = None
     environment: str | None = None
     disabled: bool = False
