@@ -15,9 +15,17 @@ from api_key_manager.core.exceptions import (
     StorageError,
 )
 from api_key_manager.core.lifecycle import settle
-from api_key_manager.core.models import MICROSECONDS, ApiKey, Change, Verdict
+from api_key_manager.core.limits import Decision, RateLimit
+from api_key_manager.core.models import ADMIN_REALM, MICROSECONDS, ApiKey, Change, Verdict
 from api_key_manager.core.policy import OpenKey, Rules, judge
-from api_key_manager.core.ports import Claim, ClaimResult, KeyStore, NonceStore
+from api_key_manager.core.ports import (
+    Ask,
+    Claim,
+    ClaimResult,
+    KeyStore,
+    NonceStore,
+    RateLimiter,
+)
 from api_key_manager.core.presented import Presented
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import Found, Records
@@ -34,7 +42,8 @@ class Verifier:
     """Judges credentials and records what became of them.
 
     Args:
-        store, records, nonces, recorder, rules: see their modules.
+        store, records, nonces, limiter, recorder, rules: see their modules.
+        default_limits: of every key that has none of its own; admin tokens have no limits.
         write: makes a change and lets the caches know of it.
         write_through: whether each verdict is in the store before it is given.
     """
@@ -45,6 +54,8 @@ class Verifier:
         store: KeyStore,
         records: Records,
         nonces: NonceStore,
+        limiter: RateLimiter,
+        default_limits: tuple[RateLimit, ...],
         recorder: Recorder,
         rules: Rules,
         write: Write,
@@ -54,6 +65,8 @@ class Verifier:
         self._records = records
         self._cached = records.cache.get
         self._nonces = nonces
+        self._limiter = limiter
+        self._default_limits = default_limits
         self._recorder = recorder
         self._rules = rules
         self._write = write
@@ -76,8 +89,20 @@ class Verifier:
         if key is None or presented.nonce is not None or now >= key.next_end:
             return None
         verdict = judge(key, presented, now, self._rules)
+        if verdict.reason is Reason.VALID:
+            limits = self._limits_of(key.record)
+            if limits:
+                decision = self._limiter.take_now(presented.key_id, limits, presented.cost)
+                if decision is None:
+                    return None
+                verdict = _limited(verdict, decision)
         self._recorder.note(presented, verdict, now)
         return verdict
+
+    def _limits_of(self, record: ApiKey) -> tuple[RateLimit, ...]:
+        if record.rate_limits or record.realm == ADMIN_REALM:
+            return record.rate_limits
+        return self._default_limits
 
     async def verify(self, batch: Sequence[Presented], now: float) -> list[Verdict]:
         """The verdict of each credential, in order, with whatever I/O that takes.
@@ -126,6 +151,7 @@ class Verifier:
         ]
         if any(presented.nonce is not None for presented in batch):
             await self._claim(batch, verdicts, keys, now)
+        await self._take(batch, verdicts)
         return verdicts
 
     def _judge(
@@ -147,7 +173,7 @@ class Verifier:
         # Written out: dataclasses.replace() takes five times as long.
         return Verdict(
             verdict.reason, verdict.key_id, verdict.key, verdict.version, verdict.scheme, False,
-            verdict.body_verified,
+            verdict.body_verified, verdict.rate_limit,
         )  # fmt: skip
 
     async def _settle(self, ended: list[OpenKey], now: float) -> bool:
@@ -211,6 +237,25 @@ class Verifier:
             made / MICROSECONDS,
         )
 
+    async def _take(self, batch: Sequence[Presented], verdicts: list[Verdict]) -> None:
+        """Charge the limits of what has passed everything else; put refusals into ``verdicts``."""
+        asked = {
+            i: Ask(presented.key_id, limits, presented.cost)
+            for i, (presented, verdict) in enumerate(zip(batch, verdicts, strict=True))
+            if verdict.valid and verdict.key and (limits := self._limits_of(verdict.key))
+        }
+        if not asked:
+            return
+        try:
+            decisions = await self._limiter.take(list(asked.values()))
+        except StorageError as error:
+            _log.error("rate limits cannot be told: %s", error)
+            for i in asked:
+                verdicts[i] = replace(verdicts[i], reason=Reason.UNAVAILABLE)
+            return
+        for i, decision in zip(asked, decisions, strict=True):
+            verdicts[i] = _limited(verdicts[i], decision)
+
     async def _written(self, verdicts: list[Verdict], now: float) -> list[Verdict]:
         try:
             await self._recorder.flush(now, uses=True)
@@ -222,3 +267,11 @@ class Verifier:
 
 def _malformed(presented: Presented) -> Verdict:
     return Verdict(Reason.MALFORMED, presented.key_id or None, cached=True)
+
+
+def _limited(verdict: Verdict, decision: Decision) -> Verdict:
+    """A valid verdict after its key's limits were asked."""
+    return Verdict(
+        Reason.VALID if decision.allowed else Reason.RATE_LIMITED, verdict.key_id, verdict.key,
+        verdict.version, verdict.scheme, verdict.cached, verdict.body_verified, decision,
+    )  # fmt: skip
