@@ -14,7 +14,8 @@ from api_key_manager.core.ports import Ask
 __all__ = ["MemoryLimiter"]
 
 _log = logging.getLogger(__name__)
-_LOOKED_AT: Final = 8
+_SWEPT: Final = 2
+_COMPARED: Final = 8
 _WARN_SECONDS: Final = 60
 
 
@@ -40,7 +41,7 @@ class MemoryLimiter:
     A limit whose numbers are changed starts full; one that stays the same keeps its state.
 
     The table holds at most ``max_entries`` keys. A key all of whose limits are full again needs no
-    entry, and each newcomer sweeps some such entries away. If the table is full of keys that all
+    entry, and each newcomer sweeps such entries away. If the table is full of keys that all
     are in use, the newcomer takes the place of one of eight: the one that is full again the
     soonest, so that as little as can be is given away. That is logged and counted in
     :attr:`forgotten`. Refusing the newcomer instead would let callers lock each other out.
@@ -87,10 +88,11 @@ class MemoryLimiter:
         return [self.take_now(ask.key, ask.limits, ask.cost) for ask in asked]
 
     def _make_room(self, now: int) -> None:
-        """For one. Looks at a few of the oldest entries, which makes a newcomer cost a constant."""
+        """For one. Looks at a few of the oldest entries only, so a newcomer costs a constant."""
         entries = self._entries
         seen: dict[str, int] = {}
-        for _ in range(min(_LOOKED_AT, len(entries))):
+        full = len(entries) >= self.max_entries
+        for _ in range(min(_COMPARED if full else _SWEPT, len(entries))):
             key, entry = entries.popitem(last=False)
             full_at = entry.full_at()
             if full_at > now:

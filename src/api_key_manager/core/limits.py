@@ -32,6 +32,7 @@ __all__ = [
 
 MAX_COST: Final = 1_000_000
 _MICROSECONDS: Final = 1_000_000
+_FOREVER: Final = float("inf")
 
 
 class RateLimit(NamedTuple):
@@ -102,42 +103,35 @@ def decide(
     """
     states = []
     after = []
-    wait, refused_by, never = 0, None, False
-    for i, (name, limit, window_seconds) in enumerate(limits):
+    for (name, limit, window_seconds), arrival in zip(limits, arrivals):  # noqa: B905 - hot
         window, clock = window_seconds * _MICROSECONDS, now * limit
-        taken = arrivals[i] - clock
+        taken = arrival - clock
         taken = (taken if taken > 0 else 0) + cost * window
-        over = taken - window * limit
-        if over > 0:
-            # In whole microseconds, rounded up: whoever waits exactly so long passes.
-            least = -(-over // limit)
-            if cost > limit and not never:
-                never, refused_by = True, i
-            elif not never and least > wait:
-                wait, refused_by = least, i
-        elif refused_by is None:
-            after.append(clock + taken)
-            reset = -(-taken // limit) / _MICROSECONDS
-            states.append(LimitState(name, limit, window_seconds, -over // window, reset))
-    if refused_by is None:
-        return Decision(True, tuple(states)), after
-    retry_after = 0.0 if never else wait / _MICROSECONDS
-    return Decision(False, _states(limits, arrivals, now), retry_after, refused_by), arrivals
+        left = window * limit - taken
+        if left < 0:
+            return _refusal(limits, arrivals, cost, now), arrivals
+        after.append(clock + taken)
+        reset = -(-taken // limit) / _MICROSECONDS
+        states.append(LimitState(name, limit, window_seconds, left // window, reset))
+    return Decision(True, tuple(states)), after
 
 
-def _states(
-    limits: Sequence[RateLimit], arrivals: Sequence[int], now: int
-) -> tuple[LimitState, ...]:
-    """What is left of each limit when nothing more is taken."""
-    states = []
+def _refusal(
+    limits: Sequence[RateLimit], arrivals: Sequence[int], cost: int, now: int
+) -> Decision:
+    """What all limits say when at least one of them refuses and nothing is taken."""
+    states, waits = [], []
     for (name, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
         window = window_seconds * _MICROSECONDS
         taken = max(0, arrival - now * limit)
+        left = window * limit - taken
         reset = -(-taken // limit) / _MICROSECONDS
-        states.append(
-            LimitState(name, limit, window_seconds, (window * limit - taken) // window, reset)
-        )
-    return tuple(states)
+        states.append(LimitState(name, limit, window_seconds, left // window, reset))
+        # In whole microseconds, rounded up: whoever waits exactly so long passes.
+        waits.append(-((left - cost * window) // limit) if cost <= limit else _FOREVER)
+    longest = max(waits)
+    retry_after = 0.0 if longest == _FOREVER else longest / _MICROSECONDS
+    return Decision(False, tuple(states), retry_after, waits.index(longest))
 
 
 def ratelimit_headers(

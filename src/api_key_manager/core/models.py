@@ -213,8 +213,7 @@ class ApiKey:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of one credential. A refusal is a value; truth means "accepted".
 
     ``key`` is set only once the caller has proved the secret, so nothing of a key is shown to

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 
 from api_key_manager.core.exceptions import (
     APIKeyManagerException,
@@ -89,13 +88,12 @@ class Verifier:
         if key is None or presented.nonce is not None or now >= key.next_end:
             return None
         verdict = judge(key, presented, now, self._rules)
-        if verdict.reason is Reason.VALID:
-            limits = self._limits_of(key.record)
-            if limits:
-                decision = self._limiter.take_now(presented.key_id, limits, presented.cost)
-                if decision is None:
-                    return None
-                verdict = _limited(verdict, decision)
+        limits = self._limits_of(key.record)
+        if limits and verdict.reason is Reason.VALID:
+            decision = self._limiter.take_now(presented.key_id, limits, presented.cost)
+            if decision is None:
+                return None
+            verdict = _limited(verdict, decision)
         self._recorder.note(presented, verdict, now)
         return verdict
 
@@ -170,11 +168,7 @@ class Verifier:
         # enough to push other keys out of it.
         if verdict.key is not None:
             self._records.keep(found, since)
-        # Written out: dataclasses.replace() takes five times as long.
-        return Verdict(
-            verdict.reason, verdict.key_id, verdict.key, verdict.version, verdict.scheme, False,
-            verdict.body_verified, verdict.rate_limit,
-        )  # fmt: skip
+        return verdict._replace(cached=False)
 
     async def _settle(self, ended: list[OpenKey], now: float) -> bool:
         """Make what has ended end for good, before anything is said about it.
@@ -218,9 +212,9 @@ class Verifier:
             results = [ClaimResult.REFUSED] * len(claims)
         for i, result in zip(claims, results, strict=True):
             if result is ClaimResult.REPLAYED:
-                verdicts[i] = replace(verdicts[i], reason=Reason.REPLAYED)
+                verdicts[i] = verdicts[i]._replace(reason=Reason.REPLAYED)
             elif result is ClaimResult.REFUSED:
-                verdicts[i] = replace(verdicts[i], reason=Reason.UNAVAILABLE)
+                verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
 
     def _claim_of(self, presented: Presented, key: Found | None, verdict: Verdict) -> Claim:
         timestamp, rules = presented.timestamp or 0, self._rules
@@ -251,7 +245,7 @@ class Verifier:
         except StorageError as error:
             _log.error("rate limits cannot be told: %s", error)
             for i in asked:
-                verdicts[i] = replace(verdicts[i], reason=Reason.UNAVAILABLE)
+                verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
             return
         for i, decision in zip(asked, decisions, strict=True):
             verdicts[i] = _limited(verdicts[i], decision)
@@ -271,7 +265,8 @@ def _malformed(presented: Presented) -> Verdict:
 
 def _limited(verdict: Verdict, decision: Decision) -> Verdict:
     """A valid verdict after its key's limits were asked."""
+    # Written out: _replace() takes twice as long.
     return Verdict(
-        Reason.VALID if decision.allowed else Reason.RATE_LIMITED, verdict.key_id, verdict.key,
+        verdict.reason if decision.allowed else Reason.RATE_LIMITED, verdict.key_id, verdict.key,
         verdict.version, verdict.scheme, verdict.cached, verdict.body_verified, decision,
     )  # fmt: skip
