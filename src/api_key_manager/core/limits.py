@@ -116,9 +116,7 @@ def decide(
     return Decision(True, tuple(states)), after
 
 
-def _refusal(
-    limits: Sequence[RateLimit], arrivals: Sequence[int], cost: int, now: int
-) -> Decision:
+def _refusal(limits: Sequence[RateLimit], arrivals: Sequence[int], cost: int, now: int) -> Decision:
     """What all limits say when at least one of them refuses and nothing is taken."""
     states, waits = [], []
     for (name, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
