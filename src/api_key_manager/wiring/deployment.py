@@ -141,7 +141,8 @@ async def open_manager(
         **overrides: settings by name, as ``TOKEN_PREFIX="acme"``.
 
     Raises:
-        ConfigurationError: a setting, or the master key, is missing or wrong.
+        ConfigurationError: a setting, or the master key, is missing or wrong; or rate limits would
+            be counted by several workers, each for itself.
         StorageError: the database cannot be opened.
     """
     if isinstance(url_or_settings, Settings):
@@ -153,6 +154,7 @@ async def open_manager(
             overrides["DATABASE_URL"] = url_or_settings
         settings = Settings.load(**overrides)
     async with open_deployment(settings) as deployment:
+        refuse_unshared_limits(settings, settings.WORKERS, deployment.manager.store)
         yield deployment.manager
 
 
@@ -169,8 +171,7 @@ async def open_deployment(
             read from and written to the store at once.
 
     Raises:
-        ConfigurationError: a setting or the master key is missing, wrong, or not built yet; or
-            rate limits would be counted by several workers, each for itself.
+        ConfigurationError: a setting or the master key is missing, wrong, or not built yet.
         StorageError: the database cannot be opened.
     """
     settings.require_built()
@@ -182,7 +183,6 @@ async def open_deployment(
     )
     try:
         if background:
-            refuse_unshared_limits(settings, settings.WORKERS, deployment.manager.store)
             _start(deployment)
         yield deployment
     finally:

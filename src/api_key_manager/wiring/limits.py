@@ -24,7 +24,7 @@ def limits_are_shared(settings: Settings, workers: int) -> bool:
 
 
 def refuse_unshared_limits(settings: Settings, workers: int, store: KeyStore) -> None:
-    """Refuse to start workers that would each count for themselves.
+    """Refuse to start workers that would each count for themselves. Asked once, before any starts.
 
     Every one of them would let a key through anew, so that ``WORKERS=4`` made four times the limit.
 
