@@ -130,6 +130,19 @@ async def test_garbage_takes_nothing(manager, signed):
     assert await reasons(manager, signed, 2) == ["valid", "valid"]
 
 
+async def test_garbage_takes_no_room(manager_of, signed, clock):
+    """An attacker with a thousand ids, known or not, gets no place in the table of limits."""
+    limiter = MemoryLimiter(clock=lambda: round(clock() * 1e9))
+    default = [RateLimit("default", 10, 60)]
+    manager = manager_of(options={"limiter": limiter, "default_limits": default})
+    await manager.create_key("k", SECRET, rate_limits=TWO)
+    forged = [present(**signed(secret="guess", key=f"id-{i}")) for i in range(1000)]
+    await manager.verify_batch([*forged, present(**signed(secret="guess"))])
+    assert len(limiter) == 0
+    assert await reasons(manager, signed) == ["valid"]
+    assert len(limiter) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "fields", "reason"),
     [
@@ -264,17 +277,18 @@ def remote(clock) -> RemoteLimiter:
 async def test_a_limiter_that_needs_io(manager_of, signed, remote, clock):
     """It is asked once for a batch; `verify_now` notes nothing before that."""
     manager = manager_of(options={"limiter": remote})
-    await manager.create_key("k", SECRET, rate_limits=TWO)
+    await manager.create_key("k", SECRET, rate_limits=BOTH)
     await manager.create_key("free", SECRET)
     batch = [present(**signed(key=key)) for key in ("k", "free", "k", "k")]
-    await manager.verify_batch([batch[1]])
-    assert remote.asked == []
+    # Now both are cached, so that nothing but the limiter needs I/O.
+    await manager.verify_batch(batch[:2])
+    assert remote.asked == [["k"]]
     depth = manager.recorder.depth
     assert manager.verify_now(batch[0], clock()) is None
     assert manager.recorder.depth == depth
     verdicts = await manager.verify_batch(batch)
     assert [str(v.reason) for v in verdicts] == ["valid", "valid", "valid", "rate_limited"]
-    assert remote.asked == [["k", "k", "k"]]
+    assert remote.asked[1:] == [["k", "k", "k"]]
 
 
 async def test_a_limiter_that_is_gone(manager_of, signed, remote):

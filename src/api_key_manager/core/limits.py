@@ -103,7 +103,7 @@ def decide(
     """
     states = []
     after = []
-    for (name, limit, window_seconds), arrival in zip(limits, arrivals):  # noqa: B905 - hot
+    for (name, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
         window, clock = window_seconds * _MICROSECONDS, now * limit
         taken = arrival - clock
         taken = (taken if taken > 0 else 0) + cost * window
