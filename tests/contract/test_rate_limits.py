@@ -230,6 +230,18 @@ async def test_admin_tokens_have_no_default(manager_of):
         assert (await manager.verify(token=token, realm=ADMIN_REALM)).valid
 
 
+async def test_no_repetition_around_a_limit(manager_of, clock):
+    """A token that is accepted again unjudged, since it comes on the same connection, is one
+    without limits."""
+    manager = manager_of()
+    for limits, expected in (([], True), (TWO, False)):
+        made = await manager.create_key(kind="bearer", realm=ADMIN_REALM, rate_limits=limits)
+        presented = present(token=made["token"], realm=ADMIN_REALM)
+        verdict = await manager.verify_presented(presented)
+        assert verdict.valid
+        assert manager.repeat_now(presented, verdict, clock()) is expected
+
+
 async def test_a_refusal_is_an_event_of_its_own(manager, signed):
     """Who is limited has proved who it is: each refusal is in the log, with the limit's name."""
     await manager.create_key("k", SECRET, rate_limits=TWO)

@@ -12,21 +12,40 @@ import logging
 import re
 import secrets
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.auth import PRINCIPAL, Door, Principal
-from api_key_manager.server.bodies import ClientGoneError, read_body, replay
+from api_key_manager.server.auth import Admission, Door
+from api_key_manager.server.bodies import ClientGoneError, json_body, read_body, replay
 from api_key_manager.server.errors import PROBLEM_TYPE, Headers, ProblemError, problem_of
+from api_key_manager.server.exchange import Exchange, Reply, Request, Steps
+from api_key_manager.server.hot import Single
+from api_key_manager.server.principal import PRINCIPAL, Principal
 
-__all__ = ["REQUEST_ID", "Front", "HotHandler", "Routes"]
+if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
+
+__all__ = [
+    "COMMON",
+    "REQUEST_ID",
+    "VISIT",
+    "Front",
+    "HotHandler",
+    "OpenHandler",
+    "Routes",
+    "Visit",
+    "headers_of",
+]
 
 REQUEST_ID: Final = "akm.request_id"
+VISIT: Final = "akm.visit"
+"""The ASGI scope key of a request that was begun outside: what :meth:`Front.begin` gave."""
 
-HotHandler = Callable[[bytes, Principal], Awaitable[bytes]]
+HotHandler = Callable[[bytes, Principal], Steps[Reply]]
+OpenHandler = Callable[[Request], Steps[Reply]]
 
 _log = logging.getLogger(__name__)
 _is_request_id = re.compile(rb"[A-Za-z0-9._-]{1,64}").fullmatch
@@ -45,9 +64,7 @@ _LOOKED_AT: Final = frozenset(
     }
 )
 _PATH_SHOWN: Final = 200
-_PROBLEM: Final = PROBLEM_TYPE.encode()
-_JSON: Final = b"application/json"
-_COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
 class Routes:
@@ -59,6 +76,8 @@ class Routes:
     def __init__(self) -> None:
         self.table: dict[str, dict[str, str | None]] = {}
         self.hot: dict[str, HotHandler] = {}
+        self.open: dict[str, OpenHandler] = {}
+        """Hot too, by every method; they let in for themselves."""
         self._patterns: list[tuple[re.Pattern[str], dict[str, str | None]]] = []
 
     def add(self, method: str, path: str, scope: str | None) -> None:
@@ -83,15 +102,38 @@ class Routes:
         return known
 
 
-class _Request(NamedTuple):
-    scope: Scope
-    receive: Receive
-    id: str
-    head: Mapping[bytes, list[bytes]]
+class Pass(NamedTuple):
+    """What the steps say of a request that the app answers."""
+
+    principal: Principal | None
+    body: bytes | None = None
+    """``None``: not read yet."""
 
     def __repr__(self) -> str:
-        # The headers hold credentials.
-        return f"_Request({self.id!r})"
+        return "Pass()"  # the body may hold a secret
+
+
+Outcome = Reply | Pass
+
+
+class Visit:
+    """A request on its way, and what is known of it by now."""
+
+    __slots__ = ("admission", "exchange", "hot", "opened", "request")
+
+    exchange: Exchange[Outcome]
+
+    def __init__(
+        self,
+        request: Request,
+        opened: OpenHandler | None = None,
+        hot: HotHandler | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        self.request = request
+        self.opened = opened
+        self.hot = hot
+        self.admission = admission
 
 
 class _Response:
@@ -113,39 +155,109 @@ class _Response:
             self.finished = not message.get("more_body", False)
         await self._send(message)
 
-    async def send_whole(self, status: int, kind: bytes, body: bytes, more: Headers = ()) -> None:
+    async def send_whole(self, reply: Reply) -> None:
         """An answer of the front's own."""
         self.started = True
-        headers = [
-            (b"content-type", kind),
-            (b"content-length", b"%d" % len(body)),
-            *_common(self._id),
-            *more,
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": reply.status,
+                "headers": headers_of(reply, self._id),
+            }
+        )
+        await self._send({"type": "http.response.body", "body": reply.body})
         self.finished = True
 
 
+def headers_of(reply: Reply, request_id: str) -> list[tuple[bytes, bytes]]:
+    """Every header of a complete answer, in order."""
+    return [
+        (b"content-type", reply.kind),
+        (b"content-length", b"%d" % len(reply.body)),
+        *_common(request_id),
+        *reply.headers,
+    ]
+
+
 def _common(request_id: str) -> Headers:
-    return ((b"x-request-id", request_id.encode()), *_COMMON)
+    return ((b"x-request-id", request_id.encode()), *COMMON)
 
 
 class Front:
-    """Pure ASGI middleware around the app.
+    """Pure ASGI middleware around the app, which also answers hot requests without ASGI.
 
     Args:
         app: what answers the routes that are not hot.
+        manager: judges.
         routes: what there is.
         door: lets in.
         debug: whether errors are logged with their traceback.
     """
 
-    def __init__(self, app: ASGIApp, routes: Routes, door: Door, *, debug: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, manager: KeyManager, routes: Routes, door: Door, *, debug: bool
+    ) -> None:
         self._app = app
+        self._manager = manager
         self._routes = routes
         self._door = door
         self._debug = debug
+
+    def is_hot(self, path: str) -> bool:
+        """Whether :meth:`begin` may be asked."""
+        return path in self._routes.hot or path in self._routes.open
+
+    def begin(
+        self, method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
+        client: Any, body: bytes,
+    ) -> Visit:  # fmt: skip
+        """A hot request that is complete; :meth:`advance` answers it."""
+        return self._visit(_read_head(method, path, query, headers, client, None), body)
+
+    def again(self, before: Visit, body: bytes) -> tuple[str, Reply | Visit | None]:
+        """The next request on a connection, with the very head of the one before.
+
+        Returns:
+            Its id, and the answer; or the visit, if that needs to wait; or ``None`` when it has to
+            begin like any other, which no part of it has done yet.
+        """
+        manager, request = self._manager, before.request
+        request_id = _request_id(request.head.get(b"x-request-id"))
+        hot, admission, now = before.hot, before.admission, manager.clock()
+        if hot is None or admission is None:
+            if before.opened is None:
+                return request_id, None
+            visit = Visit(request.with_id(request_id), before.opened)
+            visit.exchange = Exchange(manager, before.opened(visit.request), body, now)
+        else:
+            principal = admission.again(manager, request_id, now)
+            if principal is None:
+                return request_id, None
+            if type(hot) is Single:
+                # Nearly all there is. The exchange would do the same, in more steps.
+                try:
+                    verdict = manager.verify_now(hot.read(body, principal), now)
+                except Exception as error:
+                    return request_id, self._problem(error, request.with_id(request_id))
+                if verdict is not None:
+                    return request_id, Reply(hot.write(verdict))
+            visit = Visit(request.with_id(request_id), None, hot, admission)
+            visit.exchange = Exchange(manager, hot(body, principal), body, now)
+        return request_id, self.advance(visit) or visit
+
+    def advance(self, visit: Visit) -> Reply | None:
+        """The answer, if there is one without waiting; else hand it on to the ASGI app, under
+        :data:`VISIT` in the scope."""
+        try:
+            outcome = visit.exchange.advance()
+        except Exception as error:
+            return self._problem(error, visit.request)
+        return outcome if isinstance(outcome, Reply) else None
+
+    def _visit(self, request: Request, body: bytes | None = None) -> Visit:
+        visit = Visit(request)
+        visit.exchange = Exchange(self._manager, self._steps(visit), body)
+        return visit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -156,45 +268,49 @@ class Front:
             await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head: dict[bytes, list[bytes]] = {}
-        for name, value in scope["headers"]:
-            if name in _LOOKED_AT:
-                head.setdefault(name, []).append(value)
-        request_id = _request_id(head.get(b"x-request-id"))
-        scope[REQUEST_ID] = request_id
-        response = _Response(send, request_id)
+        visit: Visit | None = scope.get(VISIT)
+        if visit is None:
+            head = _read_head(
+                scope["method"], scope["path"], scope["query_string"], scope["headers"],
+                scope.get("client"), scope.get(PRINCIPAL),
+            )  # fmt: skip
+            visit = self._visit(head)
+        request = visit.request
+        scope[REQUEST_ID] = request.id
+        response = _Response(send, request.id)
         try:
-            await self._answer(_Request(scope, receive, request_id, head), response)
+            outcome = await visit.exchange.finish(lambda: read_body(request.head, receive))
+            if isinstance(outcome, Reply):
+                await response.send_whole(outcome)
+                return
+            if outcome.principal is not None:
+                scope[PRINCIPAL] = outcome.principal
+            if outcome.body is not None:
+                receive = replay(outcome.body, receive)
+            await self._app(scope, receive, response.send)
         except ClientGoneError:
             return
         except Exception as error:
-            problem = problem_of(error)
-            if problem.status >= 500:
-                self._report(error, scope, request_id)
+            problem = self._problem(error, request)
             if response.finished:
                 return  # what is inside has answered with the document already
             if response.started:
                 raise  # too late for one: the connection is all that can be broken
-            body = problem.body(request_id)
-            await response.send_whole(problem.status, _PROBLEM, body, problem.headers)
+            await response.send_whole(problem)
 
-    async def _answer(self, request: _Request, response: _Response) -> None:
-        scope, path = request.scope, request.scope["path"]
-        method = scope["method"]
-        methods = self._routes.find(method, path)
-        known = method in methods
-        needed = methods.get(method)
+    def _steps(self, visit: Visit) -> Steps[Outcome]:
+        request = visit.request
+        path = request.path
+        opened = self._routes.open.get(path)
+        if opened is not None:
+            visit.opened = opened
+            return (yield from opened(request))
+        methods = self._routes.find(request.method, path)
+        needed = methods.get(request.method)
+        known = request.method in methods
         if known and needed is None:
-            await self._app(scope, request.receive, response.send)
-            return
-        head = request.head
-        principal = await self._door.admit(
-            scope,
-            needed,
-            head.get(b"authorization", ()),
-            head.get(b"x-forwarded-for", ()),
-            request.id,
-        )
+            return Pass(None)
+        admission = yield from self._door.admit(request, needed)
         # Only who has a token learns what there is and what not.
         if not methods:
             raise ProblemError(404, "not_found", "There is nothing at this path.")
@@ -204,23 +320,42 @@ class Front:
                 405, "method_not_allowed", f"This path takes {allow}.",
                 headers=[(b"allow", allow.encode())],
             )  # fmt: skip
-        body = await read_body(head, request.receive)
+        body = yield from json_body(request)
         hot = self._routes.hot.get(path)
         if hot is None:
-            scope[PRINCIPAL] = principal
-            await self._app(scope, replay(body, request.receive), response.send)
-        else:
-            await response.send_whole(200, _JSON, await hot(body, principal))
+            return Pass(admission.principal, body)
+        visit.hot, visit.admission = hot, admission
+        return (yield from hot(body, admission.principal))
 
-    def _report(self, error: Exception, scope: Scope, request_id: str) -> None:
+    def _problem(self, error: Exception, request: Request) -> Reply:
+        problem = problem_of(error)
+        if problem.status >= 500:
+            self._report(error, request)
+        return Reply(
+            problem.body(request.id), problem.status, PROBLEM_TYPE.encode(), problem.headers
+        )
+
+    def _report(self, error: Exception, request: Request) -> None:
         """Never the query, a header or the body; the traceback only when asked for."""
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         where = f"{frame[0].filename}:{frame[0].lineno}" if frame else "?"
         _log.error(
             "request %s, %s %s: %s at %s",
-            request_id, scope["method"], _quoted(scope["path"]), type(error).__name__, where,
+            request.id, request.method, _quoted(request.path), type(error).__name__, where,
             exc_info=error if self._debug else None,
         )  # fmt: skip
+
+
+def _read_head(
+    method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
+    client: Any, ready: Principal | None,
+) -> Request:  # fmt: skip
+    head: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        if name in _LOOKED_AT:
+            head.setdefault(name, []).append(value)
+    request_id = _request_id(head.get(b"x-request-id"))
+    return Request(method, path, query, headers, head, client, request_id, ready)
 
 
 def _quoted(path: str) -> str:
@@ -228,7 +363,7 @@ def _quoted(path: str) -> str:
     return repr(path)[:_PATH_SHOWN]
 
 
-def _request_id(given: list[bytes] | None) -> str:
+def _request_id(given: Sequence[bytes] | None) -> str:
     if given is not None and len(given) == 1 and _is_request_id(given[0]):
         text = given[0].decode("ascii")
         if not holds_a_secret(text):  # it is logged

@@ -1,17 +1,16 @@
 """The hot path: bytes in, bytes out, and nothing in between that is not needed.
 
-:func:`decode` and :func:`answer` are plain functions, so that whoever has the bytes, an ASGI app
-or a protocol, runs the same code. Wrong types are a problem that names the field; well-typed
+Wrong types are a problem that names the field; well-typed
 values that cannot be used are a verdict, ``malformed``, like any other refusal.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -21,22 +20,22 @@ from api_key_manager.core.limits import Decision, whole_seconds
 from api_key_manager.core.models import Reason, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.auth import Principal
 from api_key_manager.server.errors import ProblemError
-
-if TYPE_CHECKING:
-    from api_key_manager.core.manager import KeyManager
+from api_key_manager.server.exchange import Need, Reply, Steps
+from api_key_manager.server.principal import Principal
 
 __all__ = [
     "Answer",
     "Answers",
-    "Hot",
     "HttpRequest",
     "RateLimitAnswer",
+    "Single",
     "Validation",
     "Validations",
-    "answer",
     "decode",
+    "encode",
+    "validate",
+    "validate_batch",
 ]
 
 Tag = Annotated[str, Meta(min_length=1, max_length=64, description="Printable characters.")]
@@ -152,50 +151,44 @@ class Answers(Struct):
 
 # Between so many of a batch others get their turn. The store and the nonces are asked once for
 # those that are judged at once.
-_READ_AT_ONCE = 32
-_JUDGED_AT_ONCE = 128
+_AT_ONCE = 128
 
 _decode_one = msgspec.json.Decoder(Validation).decode
 _decode_many = msgspec.json.Decoder(Validations).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Hot:
-    """The two handlers, for a manager.
+@dataclass(frozen=True, slots=True)
+class Single:
+    """How one credential is read from a body, and what became of it written."""
 
-    Both take the body and who sent it, and give the body of the answer; a body that misfits is a
-    ``ProblemError``.
-    """
+    read: Callable[[bytes, Principal], Presented]
+    write: Callable[[Verdict], bytes]
 
-    def __init__(self, manager: KeyManager) -> None:
-        self._manager = manager
+    def __call__(self, body: bytes, principal: Principal) -> Steps[Reply]:
+        verdicts: list[Verdict] = yield (self.read(body, principal),)
+        return Reply(self.write(verdicts[0]))
 
-    async def validate(self, body: bytes, principal: Principal) -> bytes:
-        manager = self._manager
-        presented = decode(body, principal)
-        verdict = manager.verify_now(presented, manager.clock())
-        if verdict is None:
-            verdict = await manager.verify_presented(presented)
-        return answer(verdict)
 
-    async def validate_batch(self, body: bytes, principal: Principal) -> bytes:
-        try:
-            items = _decode_many(body).validations
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _misfit(error, body, Validations) from None
-        # All are read before any is judged: a body that misfits must not use up a nonce.
-        batch: list[Presented] = []
-        for i, item in enumerate(items):
-            if i % _READ_AT_ONCE == 0 < i:
-                await asyncio.sleep(0)
-            batch.append(_present(item, principal, f"validations[{i}]."))
-        answers: list[Answer] = []
-        for i in range(0, len(batch), _JUDGED_AT_ONCE):
-            if i:
-                await asyncio.sleep(0)
-            verdicts = await self._manager.verify_batch(batch[i : i + _JUDGED_AT_ONCE])
-            answers.extend(map(_answer, verdicts))
-        return _encode(Answers(answers))
+def validate_batch(body: bytes, principal: Principal) -> Steps[Reply]:
+    """Many credentials, judged together. A body that misfits is a ``ProblemError``."""
+    try:
+        items = _decode_many(body).validations
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _misfit(error, body, Validations) from None
+    # All are read before any is judged: a body that misfits must not use up a nonce.
+    batch: list[Presented] = []
+    for i, item in enumerate(items):
+        if i % _AT_ONCE == 0 < i:
+            yield Need.PAUSE
+        batch.append(_present(item, principal, f"validations[{i}]."))
+    answers: list[Answer] = []
+    for i in range(0, len(batch), _AT_ONCE):
+        if i:
+            yield Need.PAUSE
+        verdicts: list[Verdict] = yield batch[i : i + _AT_ONCE]
+        answers.extend(map(_answer, verdicts))
+    return Reply(_encode(Answers(answers)))
 
 
 def decode(body: bytes, principal: Principal) -> Presented:
@@ -209,11 +202,6 @@ def decode(body: bytes, principal: Principal) -> Presented:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _misfit(error, body, Validation) from None
     return _present(item, principal, "")
-
-
-def answer(verdict: Verdict) -> bytes:
-    """A verdict as ``/v1/validate`` writes it."""
-    return _encode(_answer(verdict))
 
 
 def _present(item: Validation, principal: Principal, where: str) -> Presented:
@@ -243,7 +231,7 @@ def _answer(verdict: Verdict) -> Answer:
     if key is None:
         return Answer(False, verdict.cached, reason, verdict.key_id, None, None, None, None, None)
     return Answer(
-        reason is Reason.VALID,
+        verdict.valid,
         verdict.cached,
         reason,
         verdict.key_id,
@@ -264,6 +252,15 @@ def _rate_limit(decision: Decision) -> RateLimitAnswer:
     return RateLimitAnswer(
         name, limit, window, remaining, whole_seconds(reset), whole_seconds(wait) if wait else None
     )
+
+
+def encode(verdict: Verdict) -> bytes:
+    """A verdict as ``/v1/validate`` writes it."""
+    return _encode(_answer(verdict))
+
+
+validate: Final = Single(decode, encode)
+"""One credential: from the body to the answer."""
 
 
 _read_misfit: Final = re.compile(

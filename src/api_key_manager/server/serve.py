@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -20,8 +21,8 @@ import uvicorn
 
 from api_key_manager.core.addresses import parse_address
 from api_key_manager.core.exceptions import ConfigurationError
+from api_key_manager.server.fastlane import FastProtocol
 from api_key_manager.server.greeting import greeting
-from api_key_manager.server.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,6 @@ __all__ = ["serve"]
 
 _KEEP_ALIVE_SECONDS: Final = 65
 _GRACE_SECONDS: Final = 10
-_MAX_AT_ONCE: Final = 4096
 # uvicorn asks OpenSSL for its defaults otherwise, which still hold suites without forward secrecy.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -81,6 +81,9 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
                 sys.stdout.write(greeting(deployment, bound_to, url, terminal=terminal))
                 sys.stdout.flush()
 
+            # What is there now stays: the collector need not go through it again and again.
+            gc.collect()
+            gc.freeze()
             server = _Server(_config(build_app(deployment), settings), greet)
             await server.serve(sockets=[bound])
 
@@ -124,7 +127,7 @@ class _Server(uvicorn.Server):
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=FastProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -132,7 +135,6 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         # The front decides whose X-Forwarded-For is believed.
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_MAX_AT_ONCE,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         ssl_certfile=settings.TLS_CERT or None,
