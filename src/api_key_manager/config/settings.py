@@ -187,10 +187,10 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     )
 
     RATE_LIMIT_ENABLED: bool = Field(
-        False, description="Whether keys are rate limited; not built yet."
+        False, description="Whether keys without limits of their own get a default one."
     )
     RATE_LIMIT_PER_MINUTE: int = Field(
-        100, ge=1, le=1_000_000_000, description="The default limit of a key, in calls per minute."
+        100, ge=1, le=1_000_000_000, description="The default limit of a key, in requests a minute."
     )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="Not built yet: a Redis that several nodes share."
@@ -220,6 +220,11 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
             raise ValueError(f"{given} is set, but {missing} is not: set both or none")
         if self.AKM_MASTER_KEY and self.AKM_MASTER_KEY_FILE:
             raise ValueError("AKM_MASTER_KEY and AKM_MASTER_KEY_FILE are both set: set only one")
+        if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
+            raise ValueError(
+                f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
+                " count for themselves: use WORKERS=1, or RATE_LIMIT_ENABLED=false"
+            )
         return self
 
     @classmethod
@@ -283,7 +288,6 @@ _BUILT: Final[dict[str, bool | int | str]] = {
     "ON_STORE_OUTAGE": "deny",
     "MAX_STALE_SECONDS": "",
     "AUDIT_RETENTION_DAYS": "",
-    "RATE_LIMIT_ENABLED": False,
     "REDIS_URL": "",
     "ON_LIMITER_OUTAGE": "local",
     "VAULT_ENABLED": False,
