@@ -48,9 +48,9 @@ def bind(settings: Settings) -> socket.socket:
 def for_worker(bound: socket.socket) -> socket.socket:
     """A socket for one worker to listen on.
 
-    On Linux each worker has its own on the same port, and the kernel spreads connections evenly over
-    those that listen; one whose worker is gone gets none. On one socket for all, whoever wakes first
-    takes what is there (``docs/decisions/0008-workers.md``).
+    On Linux each worker has its own on the same port, and the kernel spreads connections evenly
+    over those that listen; that of a worker that is gone gets none. On one socket for all, whoever
+    wakes first takes what is there (``docs/decisions/0008-workers.md``).
 
     Args:
         bound: what :func:`bind` took; it must never listen itself.

@@ -104,9 +104,7 @@ async def _serve_by_workers(settings: Settings, bound: socket.socket) -> int:
         return await Workers(settings, bound, Path(folder), greet).run()
 
 
-def _greeter(
-    deployment: Deployment, bound: socket.socket, *, terminal: bool
-) -> Callable[[], None]:
+def _greeter(deployment: Deployment, bound: socket.socket, *, terminal: bool) -> Callable[[], None]:
     bound_to, url = urls(deployment.settings, bound)
 
     def greet() -> None:

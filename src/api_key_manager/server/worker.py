@@ -1,9 +1,9 @@
-"""One of several workers, as a process of its own: ``python -m api_key_manager.server.worker FD``.
+"""One of several workers, a process of its own: ``python -m api_key_manager.server.worker FD``.
 
-``FD`` is one end of a socket pair. The parent sends one line of JSON with all that the worker needs,
-secrets among it, which so stand in no list of processes; then orders, a line each. The worker says
-once that it listens. When the parent is gone, by whatever death, the channel ends, and the worker
-stops as if it had been told to.
+``FD`` is one end of a socket pair. The parent sends one line of JSON with all that the worker
+needs, secrets among it, which so stand in no list of processes; then orders, a line each. The
+worker says once that it listens. When the parent is gone, by whatever death, the channel ends, and
+the worker stops as if it had been told to.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The parent of several workers: starts them, replaces one that dies, stops all together.
 
 It serves nothing itself. A worker that dies again and again is replaced ever more slowly, and when
-none of them can be kept alive, the parent gives up. It holds no lock and no data of theirs: a worker
-needs it only to be replaced, and ends with it.
+none of them can be kept alive, the parent gives up. A worker needs it only to be replaced, and ends
+with it.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ async def open_deployment(
     deployment = (
         _in_memory(settings, background=background)
         if path is None
-        else await _on_sqlite(settings, path, create=create, background=background)
+        else await _on_sqlite(settings, path, worker, create=create, background=background)
     )
     deployment.worker = worker
     try:
@@ -218,10 +218,10 @@ def _in_memory(settings: Settings, *, background: bool) -> Deployment:
 
 
 async def _on_sqlite(
-    settings: Settings, path: Path, *, create: bool, background: bool
+    settings: Settings, path: Path, worker: Worker | None, *, create: bool, background: bool
 ) -> Deployment:
     await asyncio.to_thread(_prepare, path, create)
-    driver = SqliteDriver(path)
+    driver = SqliteDriver(path, turns=None if worker is None else worker.folder)
     try:
         box, where = await _open_box(settings, driver)
         store = SqlStore(driver)
