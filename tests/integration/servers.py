@@ -49,6 +49,10 @@ class Server:
         assert found, self.text
         return found[1]
 
+    def read_rest(self) -> str:
+        """Whatever else it prints until it ends."""
+        return b"".join(iter(lambda: os.read(self._output, 65_536), b"")).decode()
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
         return self.process.wait(20)
