@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -268,11 +268,16 @@ async def test_connections_are_spread(tmp_path: Path):
             return sum(link.startswith("socket:") for link in links)
 
         before = {pid: sockets(pid) for pid in served.pids.values()}
-        async with connected(served.url, 96) as connections:
-            await ask_all(connections, "GET", "/readyz")
+        async with AsyncExitStack() as stack:
+            for _ in range(96):
+                await stack.enter_async_context(connected(served.url, 1))
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
             taken = [sockets(pid) - count for pid, count in before.items()]
         assert sum(taken) == 96
-        assert min(taken) >= 12, taken  # 32 with a deviation of 4.6
+        # 32 each, with a deviation of 4.6; on one socket for all, one may get two thirds.
+        assert min(taken) >= 12, taken
+        assert max(taken) <= 52, taken
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

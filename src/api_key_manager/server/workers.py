@@ -168,7 +168,8 @@ class Workers:
         try:
             child = await _Child.start(self._settings, worker, self._bound)
         except OSError as error:
-            _log.error("worker %d cannot be started: %s", number, error.strerror)
+            if not self._stopping.is_set():
+                _log.error("worker %d cannot be started: %s", number, error.strerror)
             return False
         self._children[number] = child
         if self._stopping.is_set():
@@ -201,6 +202,8 @@ class Workers:
 
     def _stop(self) -> None:
         self._stopping.set()
+        # Where all listen on this one, connections would be taken for as long as it is open.
+        self._bound.close()
         self._tell_all(STOP, _STOP_SECONDS)
 
     def _tell_all(self, order: bytes, patience: float) -> None:
