@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from api_key_manager.server.protocol import BoundedProtocol
+from api_key_manager.server.fastlane import FastProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,6 @@ __all__ = ["Server", "loop_factory", "set_up_logging"]
 
 _KEEP_ALIVE_SECONDS: Final = 65
 _GRACE_SECONDS: Final = 10
-_MAX_AT_ONCE: Final = 4096
 # uvicorn asks OpenSSL for its defaults otherwise, which still hold suites without forward secrecy.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -62,7 +61,7 @@ class Server(uvicorn.Server):
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=FastProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -70,7 +69,6 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         # The front decides whose X-Forwarded-For is believed.
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_MAX_AT_ONCE,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         ssl_certfile=settings.TLS_CERT or None,

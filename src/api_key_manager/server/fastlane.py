@@ -1,0 +1,209 @@
+"""The fast lane: a hot request that needs no I/O is answered within the read that completes it.
+
+No ASGI scope, no task, no queue stands between the socket and the steps of
+:mod:`api_key_manager.server.front`. Whatever is unusual goes the ASGI way, before or after those
+steps have begun; both ways run the same steps, and their answers differ in date and request id
+only. While the app works at an answer, whatever comes behind it goes the ASGI way too, which
+keeps the order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from api_key_manager.server.front import VISIT, headers_of
+from api_key_manager.server.protocol import BoundedProtocol
+
+if TYPE_CHECKING:
+    from api_key_manager.server.exchange import Reply, Request
+    from api_key_manager.server.front import Front, Visit
+
+__all__ = ["FastProtocol"]
+
+_MAX_BODY: Final = 64 * 1024
+_BODY_SECONDS: Final = 30
+# Then others get their turn.
+_MAX_IN_A_ROW: Final = 64
+_MAX_HEAD_KEPT: Final = 4096
+_END: Final = b"\r\n\r\n"
+
+_ANYTHING: Final = -1
+"""A body whose length is not told beforehand."""
+
+
+class _Last(NamedTuple):
+    """The head of the request before, which came whole and alone."""
+
+    head: bytes
+    size: int
+    """Of the whole request."""
+    visit: Visit
+
+    def __repr__(self) -> str:
+        return "_Last()"  # the head holds credentials
+
+
+class FastProtocol(BoundedProtocol):
+    """Answers hot requests for ``config.app.front`` itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._front: Front = self.config.app.front  # type: ignore[union-attr]  # serve() sees to it
+        self._body: list[bytes] | None = None
+        self._length = 0
+        self._unusual = self._told_connection = self._keep_alive = False
+        self._in_a_row = 0
+        self._path, self._query = "", b""
+        # Whether nothing has come since the last request was answered here.
+        self._rests = True
+        self._whole = b""
+        self._last: _Last | None = None
+        self._begun: Visit | None = None
+
+    def data_received(self, data: bytes) -> None:
+        # Clients that keep a connection send the same head again and again: what was read from it,
+        # and who was let in by it, need not be found out anew.
+        last = self._last
+        if last is not None:
+            if len(data) == last.size and data.startswith(last.head) and self._at_rest():
+                visit = self._front.again(last.visit, data[len(last.head) :])
+                if visit is not None:
+                    reply = self._front.advance(visit)
+                    if reply is not None:
+                        self._answer(reply, visit.request)
+                        return
+                    self._begun = visit
+            self._last = None
+        self._in_a_row = 0
+        self._whole = data if self._at_rest() else b""
+        super().data_received(data)
+
+    def _at_rest(self) -> bool:
+        """Whether nothing is under way: what comes next is a new request."""
+        return self._rests and not (
+            self._busy or self.flow.write_paused or self.transport.is_closing()
+        )
+
+    def on_message_begin(self) -> None:
+        # Not uvicorn's: it builds the ASGI scope, which few hot requests need.
+        self._head_begins()
+        self._rests = False
+        self.url = b""
+        self.headers = []
+        self._length = 0
+        self.expect_100_continue = self._unusual = self._told_connection = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"content-length":
+            # The parser takes digits only, and no second one.
+            self._length = int(value) if len(value) < 9 else _ANYTHING
+        elif name == b"connection":
+            self._told_connection = True
+        elif name == b"expect":
+            self._unusual = True
+            self.expect_100_continue = value.lower() == b"100-continue"
+        elif name in (b"transfer-encoding", b"upgrade"):
+            self._unusual = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None or not self._is_fast():
+            self._leave(begun)
+            return
+        self._head_ends()
+        self._deadline = self.loop.time() + _BODY_SECONDS
+        self._body = []
+
+    def on_body(self, body: bytes) -> None:
+        if self._body is None:
+            super().on_body(body)
+        else:
+            self._body.append(body)
+            self._moved = True
+
+    def on_message_complete(self) -> None:
+        chunks, self._body = self._body, None
+        if chunks is None:
+            super().on_message_complete()
+            return
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        visit = self._front.begin(
+            self.parser.get_method().decode(),
+            self._path, self._query, self.headers, self.client, body,
+        )  # fmt: skip
+        reply = self._front.advance(visit)
+        if reply is None:
+            self._leave(visit)
+            super().on_message_complete()
+        else:
+            self._answer(reply, visit.request)
+            self._remember(visit, body)
+
+    def _remember(self, visit: Visit, body: bytes) -> None:
+        """Keep the head of a request that came whole and alone."""
+        whole = self._whole
+        size = len(whole) - len(body)
+        if self._keep_alive and 0 < size <= _MAX_HEAD_KEPT and whole.find(_END) == size - 4:
+            self._last = _Last(whole[:size], len(whole), visit)
+
+    def _is_fast(self) -> bool:
+        path, _, self._query = self.url.partition(b"?")
+        self._path = path.decode("latin-1")
+        if (
+            not self._front.is_hot(self._path)
+            or self._unusual
+            or not 0 <= self._length <= _MAX_BODY
+            or self._in_a_row >= _MAX_IN_A_ROW
+            or self._busy
+            or self.transport.is_closing()
+            or self.flow.write_paused
+            or b"#" in self._query
+        ):
+            return False
+        # Of HTTP/1.0 uvicorn keeps no connection, whatever the client would like.
+        self._keep_alive = self.parser.should_keep_alive() and not (
+            self._told_connection and self.parser.get_http_version() == "1.0"
+        )
+        return self.parser.get_method() != b"HEAD"
+
+    def _leave(self, begun: Visit | None = None) -> None:
+        """Go the ASGI way from the end of the head on."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        HttpToolsProtocol.on_message_begin(self)
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        if begun is not None:
+            self.scope[VISIT] = begun  # type: ignore[typeddict-unknown-key]  # a scope is open
+        super().on_headers_complete()
+
+    def _answer(self, reply: Reply, request: Request) -> None:
+        lines = [STATUS_LINE[reply.status]]
+        for name, value in self.server_state.default_headers:
+            lines += (name, b": ", value, b"\r\n")
+        for name, value in headers_of(reply, request.id):
+            lines += (name, b": ", value, b"\r\n")
+        if not self._keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines += (b"\r\n", reply.body)
+        self.transport.write(b"".join(lines))
+        self.server_state.total_requests += 1
+        self._in_a_row += 1
+        self._moved = self._rests = True
+        self._deadline = self.loop.time() + self.timeout_keep_alive
+        if not self._keep_alive:
+            self.transport.close()
+
+    def _too_late(self) -> None:
+        if self._body is None:
+            super()._too_late()
+            return
+        # The app has its own patience with bodies, and says so when it ends.
+        chunks, self._body = self._body, None
+        self._leave()
+        for chunk in chunks:
+            super().on_body(chunk)
+        self._look_later()
