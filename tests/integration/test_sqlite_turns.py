@@ -48,8 +48,8 @@ def turn_taken(place: Place) -> Iterator[None]:
 
 
 async def test_nobody_is_left_out(place):
-    """Beside two processes that write without a pause, each write of a third is soon done. By
-    SQLite's own waiting, one in a hundred took over half a second, and some took three."""
+    """Beside two processes that write without a pause, the long waits of a third are not much longer
+    than the usual ones: 3 times, and over 70 times by SQLite's own waiting, for up to 3 s."""
     async with place.open(worker=worker(place)) as deployment:
         manager = deployment.manager
         shared = {"WORKERS_FOLDER": str(worker(place).folder)}
@@ -63,8 +63,9 @@ async def test_nobody_is_left_out(place):
                 waits.append(time.monotonic() - begun)
             for child in (a, b):
                 await asyncio.to_thread(child.done)
-    assert len(waits) > 100
-    assert max(waits) < 0.5, sorted(waits)[-5:]
+    waits.sort()
+    usual, long = waits[len(waits) // 2], waits[len(waits) * 98 // 100]
+    assert long < 20 * usual, (usual, long)
 
 
 async def test_a_turn_that_is_not_used(place, monkeypatch):

@@ -18,5 +18,5 @@ class Worker(NamedTuple):
     """
 
     number: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides a method of tuples, which nobody calls
     folder: Path
