@@ -48,8 +48,8 @@ def turn_taken(place: Place) -> Iterator[None]:
 
 
 async def test_nobody_is_left_out(place):
-    """Beside two processes that write without a pause, the long waits of a third are not much longer
-    than the usual ones: 3 times, and over 70 times by SQLite's own waiting, for up to 3 s."""
+    """Beside two processes that write without a pause, the long waits of a third are not much
+    longer than the usual ones: 3 times, but over 70 times by SQLite's own waiting, up to 3 s."""
     async with place.open(worker=worker(place)) as deployment:
         manager = deployment.manager
         shared = {"WORKERS_FOLDER": str(worker(place).folder)}
