@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["TOKEN", "Server", "refused", "started"]
+__all__ = ["COMMAND", "TOKEN", "Server", "environment", "refused", "started"]
 
 COMMAND = [sys.executable, "-m", "api_key_manager", "serve"]
 TOKEN = "t" * 40

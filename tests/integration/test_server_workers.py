@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import random
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,10 +21,13 @@ from typing import Any
 
 import pytest
 
+from api_key_manager.config import Settings
+from api_key_manager.server.worker import start_line
+from api_key_manager.wiring import Worker
 from tests.integration.conftest import signed
 from tests.integration.connections import Connection, connected
 from tests.integration.places import BOUND, Place, until
-from tests.integration.servers import TOKEN, Server, refused, started
+from tests.integration.servers import COMMAND, TOKEN, Server, environment, refused, started
 
 # Enough that a worker without one would be a wonder: 3 * (2/3)^48.
 MANY = 48
@@ -67,12 +72,14 @@ class Working:
 @contextmanager
 def working(tmp_path: Path, workers: int = 3, **settings: str) -> Iterator[Working]:
     """Such a server, of which nothing is left afterwards."""
-    settings = {"AKM_ADMIN_TOKEN": TOKEN, "WORKERS": str(workers), **settings}
+    mine = {"AKM_ADMIN_TOKEN": TOKEN, "WORKERS": str(workers), "TMPDIR": str(tmp_path)}
     working = None
     try:
-        with started(tmp_path, **settings) as server:
+        with started(tmp_path, **{**mine, **settings}) as server:
             working = Working(server, tmp_path / "stderr")
             yield working
+            if server.process.poll() is None:
+                server.stop()
     finally:
         # The block may have killed their parent, as `started` does at the latest.
         pids = [pid for _, pid in working.seen] if working else []
@@ -425,6 +432,39 @@ def test_first_start(tmp_path: Path):
         assert served.server.read_rest() == ""
     made = Place(tmp_path).sql("SELECT count(*) FROM keys")
     assert made == [(1,)]
+
+
+def test_nobody_reads_the_greeting(tmp_path: Path):
+    """Then all end, with the exit code that one process has."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "stderr").open("wb") as errors:
+        environ = environment(tmp_path, WORKERS="2")
+        process = subprocess.Popen(
+            COMMAND, stdout=writer, stderr=errors, cwd=tmp_path, env=environ
+        )  # fmt: skip
+        os.close(writer)
+        assert process.wait(20) == 141
+    log = (tmp_path / "stderr").read_text()
+    pids = [int(pid) for pid in re.findall(r"listens \(process (\d+)\)", log)]
+    assert len(pids) == 2
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_worker_gets_the_settings_of_its_parent(monkeypatch: pytest.MonkeyPatch):
+    """Each setting, of whatever type, comes out as it was put in."""
+    monkeypatch.setenv("PORT", "81")
+    given = Settings.load(
+        WORKERS=2, REVOCATION_BOUND_SECONDS=0.5, TRUSTED_PROXIES="10.0.0.0/8, ::1", DEBUG=True,
+        AKM_ADMIN_TOKEN=TOKEN, HOST="::1", AKM_MASTER_KEY_FILE="a b/ü", LOG_LEVEL="warning",
+    )  # fmt: skip
+    line = start_line(given, Worker(1, 2, Path("x")), 7)
+    assert line.endswith(b"}\n")
+    assert line.count(b"\n") == 1
+    got = Settings.model_construct(**json.loads(line)["settings"])
+    assert got.model_dump() == given.model_dump()
+    assert {name: type(value) for name, value in got} == {n: type(value) for n, value in given}
+    assert got.trusted_proxies == given.trusted_proxies
 
 
 def test_port_in_use(tmp_path: Path):

@@ -133,15 +133,18 @@ class Workers:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._on_signal, sig)
+        numbers = range(1, self._settings.WORKERS + 1)
+        places = [asyncio.create_task(self._keep(number)) for number in numbers]
         try:
-            async with asyncio.TaskGroup() as slots:
-                for number in range(1, self._settings.WORKERS + 1):
-                    slots.create_task(self._keep(number))
-        finally:
-            # Only after an error of our own is any of them left.
+            await asyncio.gather(*places)
+        except BaseException:  # as when nobody reads the greeting
+            for place in places:
+                place.cancel()
+            await asyncio.gather(*places, return_exceptions=True)
+            self._stop()
             for child in self._children.values():
-                child.kill()
                 await child.end()
+            raise
         return self._code
 
     async def _keep(self, number: int) -> None:
@@ -151,8 +154,8 @@ class Workers:
             deaths = 0 if await self._live(number) else deaths + 1
             if self._stopping.is_set():
                 return
-            served = self._greeted and self._listening
-            if deaths >= _QUICK_DEATHS and not served:
+            serving = self._greeted and self._listening
+            if deaths >= _QUICK_DEATHS and not serving:
                 _log.critical("workers do not stay alive: giving up; the lines above say why")
                 self._code = 1
                 self._stop()
@@ -183,10 +186,10 @@ class Workers:
         code = await child.end()
         self._listening.discard(number)
         del self._children[number]
-        if code == 0 or self._stopping.is_set():
-            return True
-        _log.error("worker %d ended: %s", number, _cause(code))
-        return since is not None and time.monotonic() - since >= _STEADY_SECONDS
+        if code:
+            _log.error("worker %d ended: %s", number, _cause(code))
+        served = 0.0 if since is None else time.monotonic() - since
+        return served >= _STEADY_SECONDS or (code == 0 and since is not None)
 
     def _greet_once(self) -> None:
         everybody = len(self._listening) == self._settings.WORKERS
