@@ -404,6 +404,21 @@ async def test_a_worker_that_cannot_be_replaced(tmp_path: Path):
         assert await asyncio.to_thread(served.server.stop) == 0
 
 
+async def test_a_worker_says_why_it_cannot_start(tmp_path: Path):
+    """One line of the log names what is missing; once it is back, so is the worker."""
+    with working(tmp_path, 2) as served:
+        (key_file,) = (tmp_path / "config").rglob("*.key")
+        elsewhere = key_file.rename(tmp_path / "elsewhere")
+        victim = served.pids[2]
+        os.kill(victim, signal.SIGKILL)
+        told = f"worker 2 cannot go on: the master key of {tmp_path}/data/akm.db is missing"
+        await asyncio.to_thread(until, lambda: told in served.log)
+        elsewhere.rename(key_file)
+        await asyncio.to_thread(until, lambda: served.pids[2] != victim)
+        assert "Traceback" not in served.log
+        assert await asyncio.to_thread(served.server.stop) == 0
+
+
 async def test_a_stop_while_a_worker_is_awaited(tmp_path: Path):
     """A stop does not wait for the next attempt to start one."""
     flag, environment = breakable(tmp_path)

@@ -15,7 +15,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import APIKeyManagerException
@@ -51,51 +51,62 @@ def start_line(settings: Settings, worker: Worker, listener: int) -> bytes:
 
 
 def main(channel: int) -> int:
-    """Serve until told to stop; the exit code is 0 when it was."""
+    """Serve until told to stop; the exit code is 0 when it was, 1 when it could not."""
     from api_key_manager.server.listening import loop_factory
 
-    try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_work(socket.socket(fileno=channel)))
-    except APIKeyManagerException as error:
-        _log.error("this worker cannot go on: %s", error)
-    except Exception as error:
-        # Its text may hold what must not be shown; a traceback is asked for by name.
-        debugging = logging.getLogger().isEnabledFor(logging.DEBUG)
-        _log.error("this worker died of %s", type(error).__name__, exc_info=debugging)
-    else:
-        return 0
-    return 1
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(_work(socket.socket(fileno=channel)))
 
 
-async def _work(channel: socket.socket) -> None:
+async def _work(channel: socket.socket) -> int:
+    from api_key_manager.server.listening import set_up_logging
+
     reader, writer = await asyncio.open_unix_connection(sock=channel, limit=_LONGEST_LINE)
     try:
         line = await reader.readline()
-        if line:  # else the parent is gone already
-            await _serve(json.loads(line), reader, writer)
+        if not line:  # the parent is gone already
+            return 0
+        start = json.loads(line)
+        # Checked by the parent; a broken .env must not stop a replacement.
+        settings = Settings.model_construct(**start["settings"])
+        set_up_logging(settings)
+        number, count, folder = start["worker"]
+        try:
+            with socket.socket(fileno=start["listener"]) as bound:
+                await _serve(settings, Worker(number, count, Path(folder)), bound, reader, writer)
+        except Exception as error:
+            why = _explain(error)
+            _log.error("worker %d cannot go on: %s", number, why, exc_info=settings.DEBUG)
+            return 1
     finally:
         writer.close()
+    return 0
 
 
 async def _serve(
-    start: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    settings: Settings,
+    worker: Worker,
+    bound: socket.socket,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
     from api_key_manager.server.app import build_app
-    from api_key_manager.server.listening import Server, set_up_logging
+    from api_key_manager.server.listening import Server
     from api_key_manager.wiring import open_deployment
 
-    # Checked by the parent; a broken .env must not stop a replacement.
-    settings = Settings.model_construct(**start["settings"])
-    number, count, folder = start["worker"]
-    set_up_logging(settings)
-    with socket.socket(fileno=start["listener"]) as bound:
-        worker = Worker(number, count, Path(folder))
-        async with open_deployment(settings, create=False, worker=worker) as deployment:
-            server = Server(build_app(deployment), settings, lambda: writer.write(LISTENING))
-            obeying = asyncio.create_task(_obey(reader, server))
-            await server.serve(sockets=[bound])
-            obeying.cancel()
+    async with open_deployment(settings, create=False, worker=worker) as deployment:
+        server = Server(build_app(deployment), settings, lambda: writer.write(LISTENING))
+        obeying = asyncio.create_task(_obey(reader, server))
+        await server.serve(sockets=[bound])
+        obeying.cancel()
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, APIKeyManagerException):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__  # its text may hold what must not be shown
 
 
 async def _obey(reader: asyncio.StreamReader, server: Server) -> None:
