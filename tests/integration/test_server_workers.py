@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 
 from api_key_manager.config import Settings
+from api_key_manager.core.exceptions import ConfigurationError
+from api_key_manager.server.binding import bind, for_worker
 from api_key_manager.server.worker import start_line
 from api_key_manager.wiring import Worker
 from tests.integration.conftest import signed
@@ -493,6 +495,19 @@ def test_port_in_use(tmp_path: Path):
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with pytest.raises(OSError, match="in use"):
                 other.bind(("127.0.0.1", int(port)))
+
+
+@linux
+def test_the_port_is_taken_before_anybody_listens():
+    """Of two servers that start at the same time only one gets it, whatever their workers."""
+    with bind(Settings.load(PORT=0)) as first, for_worker(first) as one, for_worker(first) as two:
+        port = first.getsockname()[1]
+        assert one.getsockname() == two.getsockname() == first.getsockname()
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="in use"):
+                bind(Settings.load(PORT=port))
+            one.listen()
+            two.listen()
 
 
 @pytest.mark.parametrize(
