@@ -18,5 +18,5 @@ class Worker(NamedTuple):
     """
 
     number: int
-    count: int  # type: ignore[assignment]  # hides a method of tuples, which nobody calls
+    count: int  # type: ignore[assignment]  # hides tuple's method, which nobody needs here
     folder: Path
