@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -42,6 +43,9 @@ class Server(uvicorn.Server):
         self._greet = greet
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # What is there now stays: the collector need not go through it again and again.
+        gc.collect()
+        gc.freeze()
         await super().startup(sockets)
         if self.started:
             self._greet()
