@@ -10,7 +10,8 @@ import pytest
 from starlette.routing import Match
 
 from api_key_manager.server.app import build_app
-from api_key_manager.server.auth import PRINCIPAL, Principal, client_address
+from api_key_manager.server.auth import client_address
+from api_key_manager.server.principal import PRINCIPAL, Principal
 from tests.integration.conftest import Api, serving
 
 ROUTES = [

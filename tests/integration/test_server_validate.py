@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from api_key_manager.server.auth import Principal
 from api_key_manager.server.errors import ProblemError
 from api_key_manager.server.hot import decode
+from api_key_manager.server.principal import Principal
 from tests.integration.conftest import Api, serving, signed
 
 FIELDS = [

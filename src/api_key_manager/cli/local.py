@@ -55,7 +55,7 @@ async def local_transport() -> AsyncIterator[httpx.AsyncBaseTransport]:
     """Calls into the application. Who may read the database and the master key needs no token."""
     settings = load_settings()
     from api_key_manager.server.app import build_app
-    from api_key_manager.server.auth import Principal
+    from api_key_manager.server.principal import Principal
     from api_key_manager.wiring import open_deployment
 
     async with open_deployment(settings, create=False, background=False) as deployment:

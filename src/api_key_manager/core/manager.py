@@ -147,7 +147,12 @@ class KeyManager(KeyLifeCycle):
     async def verify_batch(self, batch: Sequence[Presented]) -> list[Verdict]:
         """Judge many in order; the store is asked once for all that is not cached."""
         now = self.clock()
-        verdicts = [self.verify_now(presented, now) for presented in batch]
+        return await self.complete(batch, [self.verify_now(p, now) for p in batch], now)
+
+    async def complete(
+        self, batch: Sequence[Presented], verdicts: list[Verdict | None], now: float
+    ) -> list[Verdict]:
+        """Put in the verdicts for which :meth:`verify_now` had none, at the same ``now``."""
         missing = [i for i, verdict in enumerate(verdicts) if verdict is None]
         if missing:
             late = await self._verifier.verify([batch[i] for i in missing], now)

@@ -27,6 +27,7 @@ from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
 
 if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
     from api_key_manager.wiring import Deployment
 
 __all__ = ["build_app"]
@@ -41,7 +42,7 @@ WRITE: Final = "keys:write"
 class _App(FastAPI):
     """FastAPI behind the front, which answers the hot routes before FastAPI hears of them."""
 
-    def __init__(self, routes: Routes, door: Door, *, debug: bool) -> None:
+    def __init__(self, manager: KeyManager, routes: Routes, door: Door, *, debug: bool) -> None:
         handlers: dict[Any, Any] = {
             HTTPException: _as_problem,
             RequestValidationError: _as_problem,
@@ -60,10 +61,10 @@ class _App(FastAPI):
             exception_handlers=handlers,
         )
         self._routes_by_scope = routes
-        self._front = Front(super().__call__, routes, door, debug=debug)
+        self.front = Front(super().__call__, manager, routes, door, debug=debug)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._front(scope, receive, send)
+        await self.front(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -75,8 +76,8 @@ def build_app(deployment: Deployment) -> FastAPI:
     """The server's application on an open deployment, which the caller closes."""
     settings, manager = deployment.settings, deployment.manager
     routes = Routes()
-    door = Door(manager, settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
-    app = _App(routes, door, debug=settings.DEBUG)
+    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
+    app = _App(manager, routes, door, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     rows: list[Row] = [
         ("POST", "/v1/keys", keys.create_key, WRITE, 201, schemas.CreatedKey),
@@ -97,7 +98,7 @@ def build_app(deployment: Deployment) -> FastAPI:
     for method, path, endpoint, scope, status, model in rows:
         _add(app, method, path, endpoint, status, model)
         routes.add(method, path, scope)
-    hot = Hot(manager)
+    hot = Hot()
     for path, handler in (
         ("/v1/validate", hot.validate),
         ("/v1/validate/batch", hot.validate_batch),

@@ -8,113 +8,71 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-
-from starlette.types import Scope
+from typing import Any
 
 from api_key_manager.core.addresses import Address, Network, allowed, parse_address
-from api_key_manager.core.changing import Origin
 from api_key_manager.core.exceptions import OUTCOMES
 from api_key_manager.core.models import ADMIN_REALM, Reason
 from api_key_manager.core.presented import present
 from api_key_manager.core.signing import matches
 from api_key_manager.server.errors import ProblemError, forbidden, unauthorized, unavailable
+from api_key_manager.server.exchange import Request, Steps, judged
+from api_key_manager.server.principal import Principal
 
-if TYPE_CHECKING:
-    from api_key_manager.core.manager import KeyManager
-
-__all__ = ["PRINCIPAL", "Door", "Principal", "client_address"]
-
-PRINCIPAL: Final = "akm.principal"
-"""The ASGI scope key under which the principal stands. No HTTP client can set it; a program that
-runs the app in its own process may."""
-
-
-class Principal(NamedTuple):
-    """Who calls: an admin token's id, ``env`` for ``AKM_ADMIN_TOKEN``, or a local program."""
-
-    id: str
-    scopes: tuple[str, ...]
-    ip: str | None = None
-    request_id: str | None = None
-
-    @property
-    def origin(self) -> Origin:
-        """The same, as the audit log has it."""
-        return Origin(self.id, self.ip, self.request_id)
-
-    def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+__all__ = ["Door", "client_address"]
 
 
 class Door:
     """Lets in who shows an admin token with the scope that is needed.
 
     Args:
-        manager: judges the tokens.
         admin_token: ``AKM_ADMIN_TOKEN``, or an empty text.
         proxies: whose ``X-Forwarded-For`` is believed.
     """
 
-    def __init__(self, manager: KeyManager, admin_token: str, proxies: Sequence[Network]) -> None:
-        self._manager = manager
+    def __init__(self, admin_token: str, proxies: Sequence[Network]) -> None:
         self._proxies = tuple(proxies)
         # Digests are compared, so that not even the length of the token shows in the timing.
         self._env = hashlib.sha256(admin_token.encode()).digest() if admin_token else None
 
-    async def admit(
-        self,
-        scope: Scope,
-        needed: str | None,
-        authorization: Sequence[bytes],
-        forwarded: Sequence[bytes],
-        request_id: str,
-    ) -> Principal:
+    def admit(self, request: Request, needed: str | None) -> Steps[Principal]:
         """Who calls.
 
         Args:
-            scope: the ASGI scope.
+            request: shows a token, unless it comes from this very process.
             needed: the scope of the route; ``None`` where there is no route.
-            authorization, forwarded: the values of these headers.
-            request_id: for the audit log.
 
         Raises:
             ProblemError: 401, 403 or 503.
         """
-        ip = client_address(scope.get("client"), forwarded, self._proxies)
-        ready = scope.get(PRINCIPAL)
-        if isinstance(ready, Principal):
-            principal = ready._replace(ip=ip, request_id=request_id)
+        forwarded = request.head.get(b"x-forwarded-for", ())
+        ip = client_address(request.client, forwarded, self._proxies)
+        if request.ready is not None:
+            principal = request.ready._replace(ip=ip, request_id=request.id)
         else:
-            token = _bearer(authorization)
+            token = _bearer(request.head.get(b"authorization", ()))
             if token is None:
                 raise unauthorized()
-            if self._env is not None and matches(hashlib.sha256(token).digest(), self._env):
-                principal = Principal("env", ("admin",), ip, request_id)
-            else:
-                return await self._judge(token, needed, ip, request_id)
+            if self._env is None or not matches(hashlib.sha256(token).digest(), self._env):
+                return (yield from _judge(token, needed, ip, request.id))
+            principal = Principal("env", ("admin",), ip, request.id)
         if needed is not None and not principal.may(needed):
             raise forbidden(needed)
         return principal
 
-    async def _judge(
-        self, token: bytes, needed: str | None, ip: str | None, request_id: str
-    ) -> Principal:
-        manager = self._manager
-        now = manager.clock()
-        presented = present(
-            token=token.decode("latin-1"),
-            ip=ip,
-            permissions=None if needed is None else f"{needed} or admin",
-            realm=ADMIN_REALM,
-            request_id=request_id,
-        )
-        verdict = manager.verify_now(presented, now)
-        if verdict is None:
-            verdict = await manager.verify_presented(presented)
-        if verdict.valid and verdict.key is not None:
-            return Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
-        raise _refusal(verdict.reason, needed)
+
+def _judge(token: bytes, needed: str | None, ip: str | None, request_id: str) -> Steps[Principal]:
+    presented = present(
+        token=token.decode("latin-1"),
+        ip=ip,
+        permissions=None if needed is None else f"{needed} or admin",
+        realm=ADMIN_REALM,
+        request_id=request_id,
+    )
+    verdict = yield from judged(presented)
+    if verdict.valid and verdict.key is not None:
+        return Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
+    raise _refusal(verdict.reason, needed)
 
 
 def _refusal(reason: Reason, needed: str | None) -> ProblemError:

@@ -9,8 +9,9 @@ from typing import Any, Final
 from starlette.types import Receive
 
 from api_key_manager.server.errors import ProblemError
+from api_key_manager.server.exchange import Need, Request, Steps
 
-__all__ = ["MAX_BODY", "ClientGoneError", "read_body", "replay"]
+__all__ = ["MAX_BODY", "ClientGoneError", "json_body", "read_body", "replay"]
 
 MAX_BODY: Final = 1024 * 1024
 _PATIENCE_SECONDS: Final = 30
@@ -30,7 +31,7 @@ async def read_body(head: Head, receive: Receive) -> bytes:
         receive: of the ASGI request.
 
     Raises:
-        ProblemError: too large (413), no JSON by its own words (415), or too slow (408).
+        ProblemError: too large (413) or too slow (408).
         ClientGoneError: it hung up.
     """
     lengths = head.get(b"content-length")
@@ -43,13 +44,22 @@ async def read_body(head: Head, receive: Receive) -> bytes:
             raise _too_large()
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            body = await _collect(receive)
+            return await _collect(receive)
     except TimeoutError:
         raise ProblemError(
             408, "timeout", "The body took too long.", headers=[(b"connection", b"close")]
         ) from None
+
+
+def json_body(request: Request) -> Steps[bytes]:
+    """The body of a request, ``b""`` when it has none.
+
+    Raises:
+        ProblemError: no JSON by its own words (415).
+    """
+    body: bytes = yield Need.BODY
     if body:
-        _check_type(head)
+        _check_type(request.head)
     return body
 
 

@@ -12,21 +12,29 @@ import logging
 import re
 import secrets
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.auth import PRINCIPAL, Door, Principal
-from api_key_manager.server.bodies import ClientGoneError, read_body, replay
+from api_key_manager.server.auth import Door
+from api_key_manager.server.bodies import ClientGoneError, json_body, read_body, replay
 from api_key_manager.server.errors import PROBLEM_TYPE, Headers, ProblemError, problem_of
+from api_key_manager.server.exchange import Exchange, Reply, Request, Steps
+from api_key_manager.server.principal import PRINCIPAL, Principal
 
-__all__ = ["REQUEST_ID", "Front", "HotHandler", "Routes"]
+if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
+
+__all__ = ["EXCHANGE", "REQUEST_ID", "Front", "HotHandler", "OpenHandler", "Routes", "headers_of"]
 
 REQUEST_ID: Final = "akm.request_id"
+EXCHANGE: Final = "akm.exchange"
+"""The ASGI scope key of a request that was begun outside: what :meth:`Front.begin` gave."""
 
-HotHandler = Callable[[bytes, Principal], Awaitable[bytes]]
+HotHandler = Callable[[Request, Principal], Steps[Reply]]
+OpenHandler = Callable[[Request], Steps[Reply]]
 
 _log = logging.getLogger(__name__)
 _is_request_id = re.compile(rb"[A-Za-z0-9._-]{1,64}").fullmatch
@@ -45,8 +53,6 @@ _LOOKED_AT: Final = frozenset(
     }
 )
 _PATH_SHOWN: Final = 200
-_PROBLEM: Final = PROBLEM_TYPE.encode()
-_JSON: Final = b"application/json"
 _COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
@@ -59,6 +65,8 @@ class Routes:
     def __init__(self) -> None:
         self.table: dict[str, dict[str, str | None]] = {}
         self.hot: dict[str, HotHandler] = {}
+        self.open: dict[str, OpenHandler] = {}
+        """Hot too, by every method; they let in for themselves."""
         self._patterns: list[tuple[re.Pattern[str], dict[str, str | None]]] = []
 
     def add(self, method: str, path: str, scope: str | None) -> None:
@@ -83,15 +91,18 @@ class Routes:
         return known
 
 
-class _Request(NamedTuple):
-    scope: Scope
-    receive: Receive
-    id: str
-    head: Mapping[bytes, list[bytes]]
+class Pass(NamedTuple):
+    """What the steps say of a request that the app answers."""
+
+    principal: Principal | None
+    body: bytes | None = None
+    """``None``: not read yet."""
 
     def __repr__(self) -> str:
-        # The headers hold credentials.
-        return f"_Request({self.id!r})"
+        return "Pass()"  # the body may hold a secret
+
+
+Outcome = Reply | Pass
 
 
 class _Response:
@@ -113,18 +124,28 @@ class _Response:
             self.finished = not message.get("more_body", False)
         await self._send(message)
 
-    async def send_whole(self, status: int, kind: bytes, body: bytes, more: Headers = ()) -> None:
+    async def send_whole(self, reply: Reply) -> None:
         """An answer of the front's own."""
         self.started = True
-        headers = [
-            (b"content-type", kind),
-            (b"content-length", b"%d" % len(body)),
-            *_common(self._id),
-            *more,
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": reply.status,
+                "headers": headers_of(reply, self._id),
+            }
+        )
+        await self._send({"type": "http.response.body", "body": reply.body})
         self.finished = True
+
+
+def headers_of(reply: Reply, request_id: str) -> list[tuple[bytes, bytes]]:
+    """Every header of a complete answer, in order."""
+    return [
+        (b"content-type", reply.kind),
+        (b"content-length", b"%d" % len(reply.body)),
+        *_common(request_id),
+        *reply.headers,
+    ]
 
 
 def _common(request_id: str) -> Headers:
@@ -132,20 +153,45 @@ def _common(request_id: str) -> Headers:
 
 
 class Front:
-    """Pure ASGI middleware around the app.
+    """Pure ASGI middleware around the app, which also answers hot requests without ASGI.
 
     Args:
         app: what answers the routes that are not hot.
+        manager: judges.
         routes: what there is.
         door: lets in.
         debug: whether errors are logged with their traceback.
     """
 
-    def __init__(self, app: ASGIApp, routes: Routes, door: Door, *, debug: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, manager: KeyManager, routes: Routes, door: Door, *, debug: bool
+    ) -> None:
         self._app = app
+        self._manager = manager
         self._routes = routes
         self._door = door
         self._debug = debug
+
+    def is_hot(self, path: str) -> bool:
+        """Whether :meth:`begin` may be asked."""
+        return path in self._routes.hot or path in self._routes.open
+
+    def begin(
+        self, method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
+        client: Any, body: bytes,
+    ) -> tuple[Request, Exchange[Outcome]]:  # fmt: skip
+        """A hot request that is complete; :meth:`advance` answers it."""
+        request = _read_head(method, path, query, headers, client, None)
+        return request, Exchange(self._manager, self._steps(request), body)
+
+    def advance(self, request: Request, exchange: Exchange[Outcome]) -> Reply | None:
+        """The answer, if there is one without waiting; else hand both on to the ASGI app, under
+        :data:`EXCHANGE` in the scope."""
+        try:
+            outcome = exchange.advance()
+        except Exception as error:
+            return self._problem(error, request)
+        return outcome if isinstance(outcome, Reply) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -156,45 +202,48 @@ class Front:
             await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head: dict[bytes, list[bytes]] = {}
-        for name, value in scope["headers"]:
-            if name in _LOOKED_AT:
-                head.setdefault(name, []).append(value)
-        request_id = _request_id(head.get(b"x-request-id"))
-        scope[REQUEST_ID] = request_id
-        response = _Response(send, request_id)
+        begun = scope.get(EXCHANGE)
+        if begun is None:
+            request = _read_head(
+                scope["method"], scope["path"], scope["query_string"], scope["headers"],
+                scope.get("client"), scope.get(PRINCIPAL),
+            )  # fmt: skip
+            exchange = Exchange(self._manager, self._steps(request))
+        else:
+            request, exchange = begun
+        scope[REQUEST_ID] = request.id
+        response = _Response(send, request.id)
         try:
-            await self._answer(_Request(scope, receive, request_id, head), response)
+            outcome = await exchange.finish(lambda: read_body(request.head, receive))
+            if isinstance(outcome, Reply):
+                await response.send_whole(outcome)
+                return
+            if outcome.principal is not None:
+                scope[PRINCIPAL] = outcome.principal
+            if outcome.body is not None:
+                receive = replay(outcome.body, receive)
+            await self._app(scope, receive, response.send)
         except ClientGoneError:
             return
         except Exception as error:
-            problem = problem_of(error)
-            if problem.status >= 500:
-                self._report(error, scope, request_id)
+            problem = self._problem(error, request)
             if response.finished:
                 return  # what is inside has answered with the document already
             if response.started:
                 raise  # too late for one: the connection is all that can be broken
-            body = problem.body(request_id)
-            await response.send_whole(problem.status, _PROBLEM, body, problem.headers)
+            await response.send_whole(problem)
 
-    async def _answer(self, request: _Request, response: _Response) -> None:
-        scope, path = request.scope, request.scope["path"]
-        method = scope["method"]
-        methods = self._routes.find(method, path)
-        known = method in methods
-        needed = methods.get(method)
+    def _steps(self, request: Request) -> Steps[Outcome]:
+        path = request.path
+        opened = self._routes.open.get(path)
+        if opened is not None:
+            return (yield from opened(request))
+        methods = self._routes.find(request.method, path)
+        needed = methods.get(request.method)
+        known = request.method in methods
         if known and needed is None:
-            await self._app(scope, request.receive, response.send)
-            return
-        head = request.head
-        principal = await self._door.admit(
-            scope,
-            needed,
-            head.get(b"authorization", ()),
-            head.get(b"x-forwarded-for", ()),
-            request.id,
-        )
+            return Pass(None)
+        principal = yield from self._door.admit(request, needed)
         # Only who has a token learns what there is and what not.
         if not methods:
             raise ProblemError(404, "not_found", "There is nothing at this path.")
@@ -204,23 +253,40 @@ class Front:
                 405, "method_not_allowed", f"This path takes {allow}.",
                 headers=[(b"allow", allow.encode())],
             )  # fmt: skip
-        body = await read_body(head, request.receive)
         hot = self._routes.hot.get(path)
-        if hot is None:
-            scope[PRINCIPAL] = principal
-            await self._app(scope, replay(body, request.receive), response.send)
-        else:
-            await response.send_whole(200, _JSON, await hot(body, principal))
+        if hot is not None:
+            return (yield from hot(request, principal))
+        return Pass(principal, (yield from json_body(request)))
 
-    def _report(self, error: Exception, scope: Scope, request_id: str) -> None:
+    def _problem(self, error: Exception, request: Request) -> Reply:
+        problem = problem_of(error)
+        if problem.status >= 500:
+            self._report(error, request)
+        return Reply(
+            problem.body(request.id), problem.status, PROBLEM_TYPE.encode(), problem.headers
+        )
+
+    def _report(self, error: Exception, request: Request) -> None:
         """Never the query, a header or the body; the traceback only when asked for."""
         frame = traceback.extract_tb(error.__traceback__)[-1:]
         where = f"{frame[0].filename}:{frame[0].lineno}" if frame else "?"
         _log.error(
             "request %s, %s %s: %s at %s",
-            request_id, scope["method"], _quoted(scope["path"]), type(error).__name__, where,
+            request.id, request.method, _quoted(request.path), type(error).__name__, where,
             exc_info=error if self._debug else None,
         )  # fmt: skip
+
+
+def _read_head(
+    method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
+    client: Any, ready: Principal | None,
+) -> Request:  # fmt: skip
+    head: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        if name in _LOOKED_AT:
+            head.setdefault(name, []).append(value)
+    request_id = _request_id(head.get(b"x-request-id"))
+    return Request(method, path, query, headers, head, client, request_id, ready)
 
 
 def _quoted(path: str) -> str:

@@ -1,17 +1,15 @@
 """The hot path: bytes in, bytes out, and nothing in between that is not needed.
 
-:func:`decode` and :func:`answer` are plain functions, so that whoever has the bytes, an ASGI app
-or a protocol, runs the same code. Wrong types are a problem that names the field; well-typed
+Wrong types are a problem that names the field; well-typed
 values that cannot be used are a verdict, ``malformed``, like any other refusal.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -20,11 +18,10 @@ from msgspec.structs import asdict
 from api_key_manager.core.models import Reason, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.auth import Principal
+from api_key_manager.server.bodies import json_body
 from api_key_manager.server.errors import ProblemError
-
-if TYPE_CHECKING:
-    from api_key_manager.core.manager import KeyManager
+from api_key_manager.server.exchange import Need, Reply, Request, Steps, judged
+from api_key_manager.server.principal import Principal
 
 __all__ = [
     "Answer",
@@ -127,8 +124,7 @@ class Answers(Struct):
 
 # Between so many of a batch others get their turn. The store and the nonces are asked once for
 # those that are judged at once.
-_READ_AT_ONCE = 32
-_JUDGED_AT_ONCE = 128
+_AT_ONCE = 128
 
 _decode_one = msgspec.json.Decoder(Validation).decode
 _decode_many = msgspec.json.Decoder(Validations).decode
@@ -136,24 +132,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Hot:
-    """The two handlers, for a manager.
+    """The two handlers: steps from a request to its answer; a body that misfits is a
+    ``ProblemError``."""
 
-    Both take the body and who sent it, and give the body of the answer; a body that misfits is a
-    ``ProblemError``.
-    """
+    def validate(self, request: Request, principal: Principal) -> Steps[Reply]:
+        body = yield from json_body(request)
+        verdict = yield from judged(decode(body, principal))
+        return Reply(answer(verdict))
 
-    def __init__(self, manager: KeyManager) -> None:
-        self._manager = manager
-
-    async def validate(self, body: bytes, principal: Principal) -> bytes:
-        manager = self._manager
-        presented = decode(body, principal)
-        verdict = manager.verify_now(presented, manager.clock())
-        if verdict is None:
-            verdict = await manager.verify_presented(presented)
-        return answer(verdict)
-
-    async def validate_batch(self, body: bytes, principal: Principal) -> bytes:
+    def validate_batch(self, request: Request, principal: Principal) -> Steps[Reply]:
+        body = yield from json_body(request)
         try:
             items = _decode_many(body).validations
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -161,16 +149,16 @@ class Hot:
         # All are read before any is judged: a body that misfits must not use up a nonce.
         batch: list[Presented] = []
         for i, item in enumerate(items):
-            if i % _READ_AT_ONCE == 0 < i:
-                await asyncio.sleep(0)
+            if i % _AT_ONCE == 0 < i:
+                yield Need.PAUSE
             batch.append(_present(item, principal, f"validations[{i}]."))
         answers: list[Answer] = []
-        for i in range(0, len(batch), _JUDGED_AT_ONCE):
+        for i in range(0, len(batch), _AT_ONCE):
             if i:
-                await asyncio.sleep(0)
-            verdicts = await self._manager.verify_batch(batch[i : i + _JUDGED_AT_ONCE])
+                yield Need.PAUSE
+            verdicts: list[Verdict] = yield batch[i : i + _AT_ONCE]
             answers.extend(map(_answer, verdicts))
-        return _encode(Answers(answers))
+        return Reply(_encode(Answers(answers)))
 
 
 def decode(body: bytes, principal: Principal) -> Presented:

@@ -16,8 +16,8 @@ from api_key_manager.core.exceptions import StorageError
 from api_key_manager.core.keeping import ReceiptOf
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import BEGUN_SECONDS, Receipt
-from api_key_manager.server.auth import PRINCIPAL
 from api_key_manager.server.errors import RETRY_SECONDS, ProblemError
+from api_key_manager.server.principal import PRINCIPAL
 
 if TYPE_CHECKING:
     from api_key_manager.wiring import Deployment

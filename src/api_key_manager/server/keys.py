@@ -11,8 +11,8 @@ from starlette.responses import Response
 from api_key_manager.core.changing import Origin
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.keeping import ReceiptOf
-from api_key_manager.server.auth import PRINCIPAL
 from api_key_manager.server.idempotency import Once, reply
+from api_key_manager.server.principal import PRINCIPAL
 from api_key_manager.server.schemas import (
     CreateKey,
     KeyFilters,

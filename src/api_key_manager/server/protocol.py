@@ -1,9 +1,10 @@
-"""uvicorn's httptools protocol, with the bounds that it lacks: on the size of a request's head, and
-on the time until it is complete. Without them a stranger fills the memory, or every connection.
+"""uvicorn's httptools protocol, with the bounds that it lacks: on the number of connections, the
+size of a request's head, and the time until it is complete. Without them a stranger fills the
+memory, or every connection.
 
-The clock runs whenever nothing is asked of this server: from the connection on, within a head, and
-from the first byte behind an answer, be it a blank line or a body that nobody reads, since uvicorn
-stops waiting for the next request at any byte.
+One deadline runs whenever nothing is asked of this server: from the connection on, within a head,
+and behind an answer. No byte prolongs it but the first of a request: blank lines, or a body that
+nobody reads, rather shorten it.
 """
 
 from __future__ import annotations
@@ -11,72 +12,129 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-__all__ = ["HEAD_SECONDS", "MAX_HEAD", "BoundedProtocol"]
+from api_key_manager.server.errors import PROBLEM_TYPE, RETRY_SECONDS, ProblemError
+
+__all__ = ["HEAD_SECONDS", "MAX_CONNECTIONS", "MAX_HEAD", "BoundedProtocol"]
 
 MAX_HEAD: Final = 64 * 1024
+MAX_CONNECTIONS: Final = 4096
 HEAD_SECONDS: Final = 15
 
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-length: 0\r\nconnection: close\r\n\r\n"
-)
+_NEVER: Final = float("inf")
+_CROWDED: Final = ProblemError(
+    503, "unavailable", "There are too many connections. Try again in a moment.",
+    headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
+)  # fmt: skip
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """A head that comes whole in one read, as nearly all do, costs two comparisons."""
+    """A head that comes whole in one read, as nearly all do, costs a few comparisons."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head = True
         self._head_size = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        # Whether the last read was part of what somebody waits for.
+        self._moved = False
+        self._deadline = _NEVER
+        self._watch: asyncio.TimerHandle | None = None
+
+    @property
+    def _busy(self) -> bool:
+        """Whether the app works at an answer."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._start_timer()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(_CROWDED)
+            return
+        self._deadline = self.loop.time() + HEAD_SECONDS
+        self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        if self._watch is not None:
+            self._watch.cancel()
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own may say so
+        """Whether the connection stays: the client sends no more, but waits for an answer."""
+        if not self._busy or self.scheme == "https":  # TLS knows no half of a connection
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def data_received(self, data: bytes) -> None:
-        was_in_head = self._in_head
+        was_in_head, self._moved = self._in_head, False
         super().data_received(data)
         if self._in_head:
             # The read in which a head begins may hold the end of another body: not counted.
-            if was_in_head:
-                self._head_size += len(data)
+            self._head_size += len(data) if was_in_head else 0
             if self._head_size > MAX_HEAD and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
-            else:
-                self._start_timer()
-        elif getattr(self.cycle, "response_complete", False):  # None before the first request
-            self._start_timer()
+                self._refuse(
+                    ProblemError(431, "too_large", f"A head has at most {MAX_HEAD} bytes.")
+                )
+        elif not (self._moved or self._busy):
+            self._deadline = min(self._deadline, self.loop.time() + HEAD_SECONDS)
 
     def on_message_begin(self) -> None:
-        self._in_head = True
-        self._head_size = 0
+        self._head_begins()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._stop_timer()
+        self._head_ends()
         super().on_headers_complete()
 
-    def _start_timer(self) -> None:
-        # Never anew: more bytes must not buy more time.
-        if self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._busy:
+            seconds = HEAD_SECONDS if self._in_head else self.timeout_keep_alive
+            self._deadline = self.loop.time() + seconds
 
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ProblemError(400, "malformed", "This is not HTTP."))
 
-    def _give_up(self) -> None:
-        self._head_timer = None
-        if not self.transport.is_closing():
-            self.transport.close()
+    def _head_begins(self) -> None:
+        self._in_head = self._moved = True
+        self._head_size = 0
+        self._deadline = self.loop.time() + HEAD_SECONDS
+
+    def _head_ends(self) -> None:
+        self._in_head = False
+        self._moved = True
+        self._deadline = _NEVER
+
+    def _refuse(self, problem: ProblemError) -> None:
+        """Say what is wrong with the connection itself, and end it."""
+        body = problem.body(None)
+        lines = [
+            b"content-type: %b\r\n" % PROBLEM_TYPE.encode(),
+            b"content-length: %d\r\n" % len(body),
+            *(b"%b: %b\r\n" % header for header in problem.headers),
+            b"connection: close\r\n\r\n",
+        ]
+        self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, body]))
+        self.transport.close()
+
+    def _look_later(self) -> None:
+        # One timer a connection that looks now and then, not one a request.
+        self._watch = self.loop.call_later(HEAD_SECONDS / 3, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        if self.transport.is_closing():
+            return
+        if self.loop.time() >= self._deadline and not self._busy:
+            self._too_late()
+        else:
+            self._look_later()
+
+    def _too_late(self) -> None:
+        self.transport.close()

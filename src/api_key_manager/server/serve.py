@@ -20,8 +20,8 @@ import uvicorn
 
 from api_key_manager.core.addresses import parse_address
 from api_key_manager.core.exceptions import ConfigurationError
+from api_key_manager.server.fastlane import FastProtocol
 from api_key_manager.server.greeting import greeting
-from api_key_manager.server.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,6 @@ __all__ = ["serve"]
 
 _KEEP_ALIVE_SECONDS: Final = 65
 _GRACE_SECONDS: Final = 10
-_MAX_AT_ONCE: Final = 4096
 # uvicorn asks OpenSSL for its defaults otherwise, which still hold suites without forward secrecy.
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -124,7 +123,7 @@ class _Server(uvicorn.Server):
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=FastProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -132,7 +131,6 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         # The front decides whose X-Forwarded-For is believed.
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_MAX_AT_ONCE,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
         ssl_certfile=settings.TLS_CERT or None,

@@ -12,9 +12,9 @@ from api_key_manager.core.admin import check_scopes, refuse_more
 from api_key_manager.core.inputs import check_text
 from api_key_manager.core.keeping import ReceiptOf
 from api_key_manager.core.models import ADMIN_REALM
-from api_key_manager.server.auth import PRINCIPAL
 from api_key_manager.server.idempotency import Once, reply
 from api_key_manager.server.keys import origin, sent
+from api_key_manager.server.principal import PRINCIPAL
 from api_key_manager.server.schemas import CreateToken, TokenFilters
 
 if TYPE_CHECKING:
