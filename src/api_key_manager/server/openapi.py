@@ -19,15 +19,20 @@ _INTRODUCTION: Final = """\
 Issue, validate, rotate, revoke and audit API keys. Every path but the probes and this document
 needs an admin token with the scope named beside it: `Authorization: Bearer <token>`; the scope
 `admin` opens everything. Times are RFC 3339 in UTC. Every error is a problem document (RFC 9457).
-Bodies are JSON of at most 1 MiB; a field that is unknown or of a wrong type is an error."""
+Bodies are JSON of at most 1 MiB; a field that is unknown or of a wrong type is an error. A
+connection itself may be refused, on any path: 400 for what is no HTTP, 431 for a head over 64 KiB,
+503 when too many are open."""
 
 _IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
-    "description": "Sent again within 10 minutes, the request gets the first answer.",
-    "example": "8f2c1e0a-order-4711",
+    # No example: whoever tries the document out would send all their requests under it.
+    "description": (
+        "Of your choice, one per request. Sent again within 10 minutes, the request gets the first"
+        " answer."
+    ),
 }
 _IDEMPOTENT: Final = ("create_key", "create_token", "rotate_key")
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
@@ -80,7 +85,24 @@ def complete(document: dict[str, Any], table: dict[str, dict[str, str | None]]) 
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _finish(method, operation, table[path][method.upper()])
+    _link(document["paths"])
     return document
+
+
+def _link(paths: dict[str, Any]) -> None:
+    """Say which operations the id of a new key or token is for."""
+    for path, operations in paths.items():
+        created = operations.get("post", {}).get("responses", {}).get("201")
+        if created is not None:
+            created["links"] = {
+                operation["operationId"]: {
+                    "operationId": operation["operationId"],
+                    "parameters": {"key_id": "$response.body#/key_id"},
+                }
+                for below, methods in paths.items()
+                if below.startswith(f"{path}/{{key_id}}")
+                for operation in methods.values()
+            }
 
 
 def _hot_paths(schemas: dict[str, Any]) -> dict[str, Any]:
