@@ -59,7 +59,7 @@ def complete(document: dict[str, Any], table: dict[str, dict[str, str | None]]) 
 
     Args:
         document: as FastAPI made it.
-        table: the scope of each method of each path.
+        table: the scope of each method of each path; what isn't in it is open to all.
     """
     document["info"]["description"] = _INTRODUCTION
     components = document.setdefault("components", {})
@@ -84,7 +84,7 @@ def complete(document: dict[str, Any], table: dict[str, dict[str, str | None]]) 
     }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            _finish(method, operation, table[path][method.upper()])
+            _finish(method, operation, table.get(path, {}).get(method.upper()))
     _link(document["paths"])
     return document
 
@@ -156,8 +156,8 @@ def _finish(method: str, operation: dict[str, Any], scope: str | None) -> None:
     if idempotent:
         operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
     for status, response in responses.items():
-        if int(status) >= 400 and "content" in response:
-            response["content"] = {PROBLEM_TYPE: response["content"].pop("application/json")}
+        if int(status) >= 400 and "application/json" in response.get("content", {}):
+            response["content"] = {PROBLEM_TYPE: response["content"]["application/json"]}
         headers = response.setdefault("headers", {})
         headers["X-Request-Id"] = {"$ref": "#/components/headers/RequestId"}
         if idempotent and int(status) < 300:
