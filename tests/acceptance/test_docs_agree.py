@@ -202,6 +202,19 @@ class TestServer:
             assert told.pop(("GET", path)) is None
         assert told == operations
 
+    def test_refusals(self):
+        """The table of errors has the statuses and reasons of the OpenAPI document, and two more:
+        the one for a method that it doesn't have, and that of a node that is not ready."""
+        from api_key_manager.server.refusals import REFUSALS
+
+        told = {
+            int(cells[0]): set(re.findall(r"`(\w+)`", cells[1]))
+            for cells in rows(read("server.md"), "status")
+        }
+        known = {status: set(refusal.reasons) for status, refusal in REFUSALS.items()}
+        known[503].add("not_ready")
+        assert told == {**known, 405: {"method_not_allowed"}}
+
     def test_each_is_explained(self, operations: dict[tuple[str, str], str | None]):
         """Each operation is named in the text below the table, too."""
         explained = read("server.md").split("\n## Who may call\n")[1]

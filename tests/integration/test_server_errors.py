@@ -510,7 +510,7 @@ async def test_openapi_hides_nothing(api: Api):
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             names.add(operation["operationId"])
-            assert operation["responses"]["default"], path
+            assert operation["responses"], path
             if path.startswith("/v1/"):
                 assert operation["security"] == [{"admin_token": []}]
             if method in ("post", "patch"):

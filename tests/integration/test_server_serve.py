@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import ipaddress
 import re
 import shlex
 import signal
@@ -165,13 +166,11 @@ def test_what_cannot_be_served(settings: dict[str, Any], word: str):
         serve(Settings.load(**{"PORT": 0, "DATABASE_URL": "memory://", **settings}))
 
 
-def test_tls(tmp_path: Path):
-    """With a certificate it speaks HTTPS, and nothing else."""
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
-    import ipaddress
-
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     certificate = (
         x509.CertificateBuilder()
@@ -184,7 +183,7 @@ def test_tls(tmp_path: Path):
         .add_extension(names, critical=False)
         .sign(key, hashes.SHA256())
     )
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
     cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(
         key.private_bytes(
@@ -193,6 +192,12 @@ def test_tls(tmp_path: Path):
             serialization.NoEncryption(),
         )
     )
+    return cert_file, key_file
+
+
+def test_tls(tmp_path: Path):
+    """With a certificate it speaks HTTPS, and nothing else."""
+    cert_file, key_file = make_certificate(tmp_path)
     with started(
         tmp_path, TLS_CERT=str(cert_file), TLS_KEY=str(key_file), HOST="0.0.0.0",
         AKM_ADMIN_TOKEN=TOKEN, DATABASE_URL="memory://",
