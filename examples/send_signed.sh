@@ -24,8 +24,7 @@ case $url in
 esac
 target=${rest#"${rest%%[/?]*}"}
 path=${target%%\?*}
-query=?${target#"$path"}
-query=?${query#\??}
+query=${target#"$path"}
 
 digest="sha-256=:$(openssl dgst -sha256 -binary "$body" | openssl base64 -A):"
 covered='("@method" "@authority" "@path" "@query" "content-digest")'
@@ -33,7 +32,7 @@ parameters="$covered;created=$(date +%s);nonce=\"$(openssl rand -hex 16)\";keyid
 parameters="$parameters;alg=\"hmac-sha256\";tag=\"akm\""
 signature=$(
     printf '"@method": %s\n"@authority": %s\n"@path": %s\n"@query": %s\n"content-digest": %s\n%s' \
-        "$method" "$authority" "${path:-/}" "$query" "$digest" \
+        "$method" "$authority" "${path:-/}" "${query:-?}" "$digest" \
         "\"@signature-params\": $parameters" |
         openssl dgst -sha256 -hmac "$AKM_SECRET" -binary | openssl base64 -A
 )
