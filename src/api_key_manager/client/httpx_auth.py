@@ -96,6 +96,9 @@ class _Signed(httpx.Headers):
         self._signature = httpx.Headers(signature)
         super().__init__(plain)
 
+    def __repr__(self) -> str:
+        return repr(httpx.Headers(self))
+
     @property
     def raw(self) -> list[tuple[bytes, bytes]]:
         return [*super().raw, *self._signature.raw]
