@@ -97,10 +97,13 @@ class Operations:
         """One page of a list."""
         query = {**members(listing.query), "limit": PAGE, "cursor": cursor}
         answer = yield from self._call("GET", listing.path, query=query)
-        items = (answer or {}).get("items")
+        return Page(self._items(answer), answer.get("next_cursor"))
+
+    def _items(self, answer: Any, name: str = "items") -> list[Any]:
+        items = (answer or {}).get(name)
         if not isinstance(items, list):
             raise strange(self._where)
-        return Page(items, answer.get("next_cursor"))
+        return items
 
     def validate(
         self,
@@ -159,8 +162,8 @@ class Operations:
         answer = yield from self._call(
             "POST", "/v1/validate/batch", {"validations": items}, repeat=_repeat(items)
         )
-        results = (answer or {}).get("results")
-        if not isinstance(results, list) or len(results) != len(items):
+        results = self._items(answer, "results")
+        if len(results) != len(items):
             raise strange(self._where)
         return [self._verdict(result) for result in results]
 
@@ -238,9 +241,10 @@ class Operations:
         """Erase a key and its secrets. Its id never returns."""
         return self._call("DELETE", key_path(key_id), repeat=Repeat.REFUSED)
 
-    def key_versions(self, key_id: str) -> Listing[KeyVersion]:
-        """Go through every version of a key that ever was, newest first."""
-        return Listing(key_path(key_id, "/versions"), {})
+    def key_versions(self, key_id: str) -> Operation[list[KeyVersion]]:
+        """Every version of a key that ever was, newest first."""
+        answer = yield from self._call("GET", key_path(key_id, "/versions"))
+        return self._items(answer)
 
     def create_token(
         self,
