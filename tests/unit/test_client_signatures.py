@@ -307,7 +307,7 @@ class TestHttpxRedirects:
         assert len(seen) < 100
 
     def test_there_and_back(self):
-        """A detour over another origin back to the first: signed again for the first only."""
+        """Another origin that sends the client back does not choose what is signed."""
 
         def answer(request: httpx.Request) -> httpx.Response:
             url = str(request.url)
@@ -320,7 +320,8 @@ class TestHttpxRedirects:
         with mocked(answer, follow_redirects=True) as (client, seen):
             client.post("https://shop.example/out", content=b"x")
         signed = {str(r.url) for r in seen if signature_of(r.headers)}
-        assert signed == {"https://shop.example/out", "https://shop.example/back"}
+        assert signed == {"https://shop.example/out"}
+        assert len(seen) == 3
 
     def test_not_followed(self):
         """The next request that httpx offers instead of following is not signed either."""
@@ -512,3 +513,20 @@ class TestRequestsRedirects:
             response = client.get(site.url, allow_redirects=False)
         assert response.next is not None
         assert signature_of(response.next.headers) == {}
+
+    def test_there_and_back(self):
+        """Another origin that sends the client back does not choose what is signed."""
+        with Site(lambda path, signed: (307, back)) as evil:
+            out = evil.url + "/"
+
+            def answer(path: str, signed: bool) -> tuple[int, str]:
+                return (307, out) if path == "/out" else (200 if signed else 401, "")
+
+            with Site(answer) as site, session() as client:
+                back = f"{site.url}/back"
+                request = client.prepare_request(requests.Request("POST", f"{site.url}/out"))
+                for _ in range(2):
+                    assert client.send(request).status_code == 401
+                    client.auth(request)  # type: ignore[operator]  # it is ours
+        assert [path for _, path, signed, _ in site.seen if signed] == ["/out", "/out"]
+        assert not any(signed for _, _, signed, _ in evil.seen)

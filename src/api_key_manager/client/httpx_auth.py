@@ -3,7 +3,8 @@
 httpx follows redirects below its auth classes, and copies all headers but ``Authorization`` to
 wherever they lead. So the signature is kept where a copy does not find it: a redirect that is
 followed goes out unsigned. If the same origin then asks who is there (401), the request that it
-refused is signed anew; another origin never gets a signature.
+refused is signed anew; another origin never gets a signature, nor does it get to choose what is
+signed by sending the client back.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class HttpxSignature(httpx.Auth):
         response = yield request
         while response.status_code == httpx.codes.UNAUTHORIZED:
             again = response.request
-            if isinstance(again.headers, _Signed) or not same_origin(_url(again), _url(request)):
+            if isinstance(again.headers, _Signed):
+                return
+            way = [earlier.request for earlier in response.history]
+            if not all(same_origin(_url(passed), _url(request)) for passed in (*way, again)):
                 return
             again.read()  # at hand, whatever the client: the first request's body was read
             self._sign(again)

@@ -2,7 +2,8 @@
 
 requests copies the headers of a request to where a redirect leads. They lose the signature as soon
 as a redirect is seen; if the same origin then asks who is there (401), the request that it refused
-is signed anew. Another origin never gets a signature.
+is signed anew. Another origin never gets a signature, nor does it get to choose what is signed by
+sending the client back.
 """
 
 from __future__ import annotations
@@ -63,37 +64,13 @@ class RequestsSignature(AuthBase):
 
     def __call__(self, r: PreparedRequest) -> PreparedRequest:
         """Sign a prepared request, and watch what becomes of it."""
-        self._sign(r)
-        origin = _url(r)
-
-        def answered(response: Response, **how: Any) -> Response:
-            return self._answered(response, origin, how)
-
-        r.register_hook("response", answered)  # type: ignore[no-untyped-call]  # of its stubs
+        self.sign(r)
+        others = [hook for hook in r.hooks["response"] if not isinstance(hook, _Watch)]
+        r.hooks["response"] = [*others, _Watch(self)]
         return r
 
-    def _answered(self, response: Response, origin: str, how: dict[str, Any]) -> Response:
-        request = response.request
-        if response.is_redirect:
-            _strip(request)  # before requests copies it
-        elif (
-            response.status_code == _UNAUTHORIZED
-            and "Signature" not in request.headers
-            and same_origin(_url(request), origin)
-        ):
-            _ = response.content  # read, so that the connection can be used again
-            response.close()
-            again = request.copy()
-            self._sign(again)
-            answer: Response = response.connection.send(again, **how)
-            answer.history.append(response)
-            answer.request = again
-            if answer.is_redirect:
-                _strip(again)
-            return answer
-        return response
-
-    def _sign(self, request: PreparedRequest) -> None:
+    def sign(self, request: PreparedRequest) -> None:
+        """Put a new signature into a request."""
         if isinstance(request.body, str):
             # What is sent is then certain; requests reckons the length again after this.
             request.body = request.body.encode()
@@ -108,6 +85,36 @@ class RequestsSignature(AuthBase):
         )
         _strip(request)
         request.headers.update(signature)
+
+
+class _Watch:
+    """Sees every answer on the way of one request, before requests follows it."""
+
+    def __init__(self, auth: RequestsSignature) -> None:
+        self._auth = auth
+        self._way: list[str] = []
+
+    def __call__(self, response: Response, **how: Any) -> Response:
+        request = response.request
+        signed = "Signature" in request.headers
+        if signed:
+            self._way = []  # sent by the caller, perhaps once more
+        self._way.append(_url(request))
+        if response.is_redirect:
+            _strip(request)  # before requests copies it
+        elif response.status_code == _UNAUTHORIZED and not signed and self._one_origin():
+            _ = response.content  # read, so that the connection can be used again
+            response.close()
+            again = request.copy()
+            self._auth.sign(again)
+            answer: Response = response.connection.send(again, **how)
+            answer.history.append(response)
+            answer.request = again
+            return answer
+        return response
+
+    def _one_origin(self) -> bool:
+        return all(same_origin(self._way[0], passed) for passed in self._way)
 
 
 def _strip(request: PreparedRequest) -> None:
