@@ -10,7 +10,8 @@ What may be sent again, and when:
 - nothing was sent (no connection), or 429: always, since nothing was done;
 - 503 with ``Retry-After``: unless a second time would be refused for the first one's sake, as with
   a nonce;
-- an answer that got lost, 502, 503, 504: only what reads, or carries an ``Idempotency-Key``.
+- an answer that got lost, 502, 503, 504: what only reads or judges, nonces aside, and what carries
+  an ``Idempotency-Key``.
 
 Between attempts is an exponential backoff with full jitter, a random part of the whole wait, so
 that clients that failed together don't come back together.
