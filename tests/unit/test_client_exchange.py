@@ -4,6 +4,7 @@ passes and nothing is sent.
 
 from __future__ import annotations
 
+import pickle
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -216,6 +217,17 @@ class TestErrors:
         assert isinstance(error, kind)
         assert isinstance(error, ApiError)
         assert (error.reason, str(error)) == (reason, "phrase")
+
+    def test_pickled(self):
+        """Another process gets the same error."""
+        problem = {"reason": "not_found", "detail": "D", "field": "f", "request_id": "r"}
+        for error in (
+            error_of(404, problem, 3.0, "p"), error_of(401, {"reason": "unauthorized"}, None, "p"),
+            ApiError("strange"), NoAnswerError("lost", processed=False),
+        ):  # fmt: skip
+            again = pickle.loads(pickle.dumps(error))
+            assert type(again) is type(error)
+            assert (str(again), vars(again)) == (str(error), {**vars(again), **vars(error)})
 
     @pytest.mark.parametrize("body", ["", "<html>", "[]", "null", '{"reason": 5, "detail": {}}'])
     def test_no_document(self, body: str, clock: Clock):

@@ -42,6 +42,12 @@ class ApiError(APIKeyManagerException):
     request_id: str | None = None
     retry_after: float | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Most of the classes are found by their reason only: this is how a pickle finds them.
+        problem = {"reason": self.reason, "detail": str(self), "field": self.field,
+                   "request_id": self.request_id}  # fmt: skip
+        return error_of, (self.status, problem, self.retry_after, "")
+
 
 class UnauthorizedError(ApiError):
     """The admin token is unknown, expired, revoked or not for this address."""
