@@ -75,7 +75,8 @@ def test_every_exception_has_a_row():
     pending: list[type[APIKeyManagerException]] = [APIKeyManagerException]
     while pending:
         subclasses = pending.pop().__subclasses__()
-        found += subclasses
+        # What a client raises is never raised in a server.
+        found += [cls for cls in subclasses if cls.__module__.startswith("api_key_manager.core")]
         pending += subclasses
     statuses = {cls.__name__: errors.problem_of(cls("x")).status for cls in found}
     assert statuses["KeyRevokedError"] == 409
