@@ -6,15 +6,18 @@ Each line that is printed is an acknowledgement: what it names has been promised
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from api_key_manager.config import Settings
 from api_key_manager.core import ConflictError, KeyManager, sign
 from api_key_manager.storage import migrations
 from api_key_manager.wiring import open_deployment
+from api_key_manager.wiring.worker import Worker
 
 
 def say(*words: object) -> None:
@@ -111,8 +114,17 @@ async def claim(manager: KeyManager, key_id: str, secret: str) -> None:
         say((await manager.verify(key_id, signature, at, nonce)).reason)
 
 
+async def work(manager: KeyManager, token: str) -> None:
+    """As worker 2 of 2: validate as often as told, until told nothing."""
+    say("ready")
+    while line := await asyncio.to_thread(listen):
+        for _ in range(int(line)):
+            assert await manager.verify(token=token)
+        say("done")
+
+
 TASKS: dict[str, Callable[..., Awaitable[None]]] = {
-    task.__name__: task for task in (found, revoke, warm, write, crash, claim)
+    task.__name__: task for task in (found, revoke, warm, write, crash, claim, work)
 }
 
 
@@ -122,7 +134,8 @@ async def main(task: str, *arguments: str) -> None:
         migrations.config()
         say("ready")
         listen()
-    async with open_deployment(Settings.load()) as deployment:
+    worker = Worker(2, 2, Path(os.environ["WORKER_FOLDER"])) if task == "work" else None
+    async with open_deployment(Settings.load(), worker=worker) as deployment:
         await TASKS[task](deployment.manager, *arguments)
 
 

@@ -23,6 +23,7 @@ from api_key_manager.core.addresses import parse_address
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.server.fastlane import FastProtocol
 from api_key_manager.server.greeting import greeting
+from api_key_manager.telemetry.logs import formatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
     from api_key_manager.wiring import open_deployment
 
     terminal = sys.stdout.isatty()
-    async with open_deployment(settings) as deployment:
+    async with open_deployment(settings, opentelemetry=True) as deployment:
         await deployment.mint_first_token(on_terminal=terminal)
         with _token_file(deployment, terminal=terminal):
             bound_to, url = _urls(settings, bound)
@@ -152,12 +153,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _set_up_logging(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(settings.LOG_FORMAT, debug=settings.DEBUG))
+    logging.basicConfig(level=settings.LOG_LEVEL, handlers=[handler])
     # Every stranger who sends garbage would be a line; starts and stops are told otherwise.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(max(logging.WARNING, logging.root.level))
+    # The last two write URLs and headers into the log.
+    for name in ("alembic", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
 
 
 def _check_tls(settings: Settings) -> None:
