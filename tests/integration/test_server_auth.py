@@ -31,6 +31,7 @@ ROUTES = [
     ("POST", "/v1/validate/batch", "validate"),
     ("GET", "/v1/audit", "audit:read"),
     ("GET", "/v1/stats", "metrics"),
+    ("GET", "/metrics", "metrics"),
 ]
 OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json"]
 SCOPES = ["keys:read", "keys:write", "validate", "audit:read", "metrics", "admin"]
