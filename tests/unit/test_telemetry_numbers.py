@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api_key_manager.core import KeyManager, Reason, StorageError, Verdict, sign
+from api_key_manager.core.limits import Decision
 from api_key_manager.core.memory import MemoryNonceStore, MemoryStore
 from api_key_manager.core.models import ADMIN_REALM
 from api_key_manager.core.presented import Presented, present
@@ -39,18 +37,13 @@ class TestTally:
 
     def test_limits(self):
         """A verdict with a decision of the rate limiter counts under what was decided."""
-
-        @dataclass(frozen=True)
-        class Limited(Verdict):
-            rate_limit: Any = None
-
         tally = Tally()
         assert tally.limit_decisions() == {"allowed": 0, "refused": 0}
         for allowed, reason in ((True, Reason.VALID), (True, Reason.VALID),
                                 (False, Reason.RATE_LIMITED)):  # fmt: skip
-            decision = SimpleNamespace(allowed=allowed)
-            tally.add(Presented("k"), Limited(reason, "k", rate_limit=decision))
-        tally.add(Presented("k"), Limited(Reason.VALID, "k"))
+            decision = Decision(allowed, (), 0.0)
+            tally.add(Presented("k"), Verdict(reason, "k", rate_limit=decision))
+        tally.add(Presented("k"), Verdict(Reason.VALID, "k"))
         assert tally.limit_decisions() == {"allowed": 2, "refused": 1}
 
     async def test_nonces(self):
