@@ -16,9 +16,11 @@ from starlette.types import Receive, Scope, Send
 from api_key_manager import __version__
 from api_key_manager.server import schemas
 from api_key_manager.server.auth import Door
+from api_key_manager.server.authorize import Authorize
 from api_key_manager.server.docs import CONTENT_SECURITY_POLICY, render
 from api_key_manager.server.errors import PROBLEM_TYPE, problem_of
 from api_key_manager.server.front import REQUEST_ID, Front, Routes
+from api_key_manager.server.gateways import BELOW, PATH
 from api_key_manager.server.hot import Hot
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
@@ -105,6 +107,7 @@ def build_app(deployment: Deployment) -> FastAPI:
     ):
         routes.add("POST", path, "validate")
         routes.hot[path] = handler
+    routes.open[PATH] = routes.open[BELOW] = Authorize(settings)
     _add_public(app, routes, system)
     return app
 

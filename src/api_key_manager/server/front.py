@@ -66,7 +66,8 @@ class Routes:
         self.table: dict[str, dict[str, str | None]] = {}
         self.hot: dict[str, HotHandler] = {}
         self.open: dict[str, OpenHandler] = {}
-        """Hot too, by every method; they let in for themselves."""
+        """Hot too, by every method; they let in for themselves. A path that ends in a slash stands
+        for all below it."""
         self._patterns: list[tuple[re.Pattern[str], dict[str, str | None]]] = []
 
     def add(self, method: str, path: str, scope: str | None) -> None:
@@ -78,6 +79,15 @@ class Routes:
                 segments = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
                 self._patterns.append((re.compile(segments), known))
         known[method] = scope
+
+    def find_open(self, path: str) -> OpenHandler | None:
+        """The handler of a path that lets in for itself."""
+        found = self.open.get(path)
+        if found is None:
+            for below, handler in self.open.items():
+                if below[-1] == "/" and path.startswith(below):
+                    return handler
+        return found
 
     def find(self, method: str, path: str) -> Mapping[str, str | None]:
         """The methods of a path with their scopes; empty when there is no such path."""
@@ -174,7 +184,7 @@ class Front:
 
     def is_hot(self, path: str) -> bool:
         """Whether :meth:`begin` may be asked."""
-        return path in self._routes.hot or path in self._routes.open
+        return path in self._routes.hot or self._routes.find_open(path) is not None
 
     def begin(
         self, method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
@@ -206,7 +216,7 @@ class Front:
         if begun is None:
             request = _read_head(
                 scope["method"], scope["path"], scope["query_string"], scope["headers"],
-                scope.get("client"), scope.get(PRINCIPAL),
+                scope.get("client"), scope.get(PRINCIPAL), scope.get("raw_path"),
             )  # fmt: skip
             exchange = Exchange(self._manager, self._steps(request))
         else:
@@ -235,7 +245,7 @@ class Front:
 
     def _steps(self, request: Request) -> Steps[Outcome]:
         path = request.path
-        opened = self._routes.open.get(path)
+        opened = self._routes.find_open(path)
         if opened is not None:
             return (yield from opened(request))
         methods = self._routes.find(request.method, path)
@@ -279,14 +289,15 @@ class Front:
 
 def _read_head(
     method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
-    client: Any, ready: Principal | None,
+    client: Any, ready: Principal | None, raw_path: bytes | None = None,
 ) -> Request:  # fmt: skip
     head: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         if name in _LOOKED_AT:
             head.setdefault(name, []).append(value)
     request_id = _request_id(head.get(b"x-request-id"))
-    return Request(method, path, query, headers, head, client, request_id, ready)
+    undecoded = "" if raw_path is None else raw_path.decode("latin-1")
+    return Request(method, path, query, headers, head, client, request_id, ready, undecoded)
 
 
 def _quoted(path: str) -> str:
