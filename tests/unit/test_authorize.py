@@ -308,10 +308,8 @@ class TestProfiles:
             assert (await ask(*signature(key), **asked(profile), peer=peer))[0] == 401
             assert (await ask(bearer(app), **asked(profile), peer=peer))[0] == 200
         assert (await ask(*signature(key), **asked(profile), peer=("10.1.2.3", 1)))[0] == 200
-        assert [r.getMessage() for r in caplog.records] == [
-            "192.0.2.1 asks at /v1/authorize and is not in TRUSTED_PROXIES:"
-            " what it says of the original request is ignored"
-        ]
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said.startswith("192.0.2.1 asks at /v1/authorize and is not in TRUSTED_PROXIES")
 
     @pytest.mark.parametrize("profile", PROFILES)
     async def test_loopback_is_trusted_by_default(self, manager, profile: str):
