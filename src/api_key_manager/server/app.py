@@ -25,6 +25,7 @@ from api_key_manager.server.hot import Hot
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
 from api_key_manager.server.openapi import complete
+from api_key_manager.server.openapi_authorize import describe
 from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
 
@@ -70,7 +71,8 @@ class _App(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = complete(super().openapi(), self._routes_by_scope.table)
+            document = complete(super().openapi(), self._routes_by_scope.table)
+            self.openapi_schema = describe(document)
         return self.openapi_schema
 
 
