@@ -1,4 +1,4 @@
-"""nginx by the very configuration of the examples, between a client and two real servers."""
+"""Gateways by the very configuration of the examples, between a client and two real servers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +18,13 @@ import pytest
 
 from tests.integration.places import Place
 
-__all__ = ["Answer", "Gateway", "everything", "free_port", "nginx", "running", "serving_service"]
+__all__ = [
+    "EXAMPLES", "RUNS", "Answer", "Gateway", "configured", "everything", "free_port", "process",
+    "program", "running_nginx", "serving_service",
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
+NEEDED_IN_CI = {"nginx"}
 EXAMPLES = ROOT / "examples" / "gateways"
 
 
@@ -71,12 +75,12 @@ class Gateway:
         return self.raw("\r\n".join(lines).encode("latin-1") + body)
 
 
-def nginx() -> str:
-    """The program; without it the test is skipped, or fails where it must be there."""
-    path = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+def program(name: str) -> str:
+    """The path of a gateway; without it the test is skipped, or fails where it must be there."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        missing = "nginx is not installed: what goes through it is not tested"
-        if os.environ.get("CI") == "true":
+        missing = f"{name} is not installed: what goes through it is not tested"
+        if name in NEEDED_IN_CI and os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
     return path
@@ -128,44 +132,85 @@ def serving_service(folder: Path) -> Iterator[int]:
         yield port
 
 
-@contextmanager
-def running(
-    folder: Path, akm: int, service: int, change: dict[str, str] | None = None
-) -> Iterator[Gateway]:
-    """nginx by the example, with other ports.
+Run = Callable[[Path, int, int], AbstractContextManager[Gateway]]
+"""Runs a gateway in an empty folder, before a server and a service on these ports."""
+
+
+def configured(name: str, pattern: str, akm: int, service: int, port: int) -> str:
+    """A configuration of the examples with other ports.
 
     Args:
-        folder: empty, for whatever nginx writes.
-        akm, service: the ports of the two servers.
-        change: what else stands in the place of what.
+        name: of the file.
+        pattern: what stands around an address, with ``{}`` in its place.
+        akm, service, port: where the server, the service and the gateway listen.
     """
-    port = free_port()
-    text = (EXAMPLES / "nginx.conf").read_text(encoding="utf-8")
-    ports = {"127.0.0.1:5000": akm, "127.0.0.1:8000": service, "127.0.0.1:8080": port}
-    for written, real in ports.items():
-        text, count = re.subn(rf"(?m)^(\s+(?:server|listen) ){re.escape(written)};",
-                              rf"\g<1>127.0.0.1:{real};", text)  # fmt: skip
+    text = (EXAMPLES / name).read_text(encoding="utf-8")
+    for written, real in (("5000", akm), ("8000", service), ("8080", port)):
+        around = pattern.format(re.escape(written))
+        text, count = re.subn(around, lambda found, real=real: found[1] + str(real), text)
         assert count == 1, written
+    return text
+
+
+@contextmanager
+def running_nginx(
+    folder: Path, akm: int, service: int, change: dict[str, str] | None = None
+) -> Iterator[Gateway]:
+    """nginx; ``change`` says what else stands in the place of what."""
+    port = free_port()
+    address = r"(?m)(^ +(?:server|listen) 127\.0\.0\.1:){}(?=;)"
+    text = configured("nginx.conf", address, akm, service, port)
     for written, other in (change or {}).items():
         assert written in text
         text = text.replace(written, other)
-    (folder / "nginx.conf").write_text(text, encoding="utf-8")
-    command = [nginx(), "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf"),
-               "-g", "daemon off;"]  # fmt: skip
-    with process(command, port, cwd=folder):
+    file = folder / "nginx.conf"
+    file.write_text(text, encoding="utf-8")
+    command = [program("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(file)]
+    with process([*command, "-g", "daemon off;"], port, cwd=folder):
         yield Gateway(port)
 
 
 @contextmanager
-def everything(place: Place, **settings: str) -> Iterator[tuple[Gateway, subprocess.Popen[bytes]]]:
-    """A server on the keys of a place, the service and nginx before both."""
-    nginx()
+def running_caddy(folder: Path, akm: int, service: int) -> Iterator[Gateway]:
+    """Caddy, without the port by which it is administered."""
     port = free_port()
-    folder = place.folder / "nginx"
+    address = r"(?m)(^\t*(?:[a-z_]+ 127\.0\.0\.1)?:){}(?= *\{{?$)"
+    text = configured("Caddyfile", address, akm, service, port)
+    file = folder / "Caddyfile"
+    file.write_text(f"{{\n\tadmin off\n}}\n{text}", encoding="utf-8")
+    caddy = program("caddy")
+    said = subprocess.run([caddy, "version"], capture_output=True, text=True, check=True).stdout
+    if (version := re.match(r"v?2\.(\d+)\.", said)) and int(version[1]) < 9:
+        pytest.skip(f"Caddy {said.strip()} is older than what is supported")
+    command = [caddy, "run", "--adapter", "caddyfile", "--config", str(file)]
+    environment = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder),
+                   "XDG_CONFIG_HOME": str(folder)}  # fmt: skip
+    with process(command, port, cwd=folder, env=environment):
+        yield Gateway(port)
+
+
+RUNS: dict[str, Run] = {"nginx": running_nginx, "caddy": running_caddy}
+
+
+@contextmanager
+def everything(place: Place, profile: str, **settings: str) -> Iterator[tuple[Gateway, int]]:
+    """A server on the keys of a place, the service and a gateway before both.
+
+    Args:
+        place: the keys.
+        profile: which gateway.
+        **settings: of the server.
+
+    Yields:
+        The gateway, and the port of the server.
+    """
+    program(profile)
+    port = free_port()
+    folder = place.folder / profile
     folder.mkdir()
-    environment = place.environment(PORT=str(port), AUTHORIZE_PROFILE="nginx", **settings)
+    environment = place.environment(PORT=str(port), AUTHORIZE_PROFILE=profile, **settings)
     command = [sys.executable, "-m", "api_key_manager", "serve"]
     with ExitStack() as stack:
-        akm = stack.enter_context(process(command, port, cwd=place.folder, env=environment))
+        stack.enter_context(process(command, port, cwd=place.folder, env=environment))
         service = stack.enter_context(serving_service(place.folder))
-        yield stack.enter_context(running(folder, port, service)), akm
+        yield stack.enter_context(RUNS[profile](folder, port, service)), port

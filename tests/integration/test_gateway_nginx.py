@@ -5,23 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from api_key_manager.core import sign_request
-from tests.integration.gateways import (
-    Answer,
-    Gateway,
-    everything,
-    free_port,
-    running,
-    serving_service,
-)
+from tests.integration.gateway_clients import CLAIMS, SMUGGLED, Stack, make_keys, seen, stack
+from tests.integration.gateways import everything, free_port, running_nginx, serving_service
 from tests.integration.places import Place
 
 RULES = """
@@ -35,60 +26,11 @@ path = "/documents/*"
 permissions = ["documents.write", "documents.read"]
 """
 
-Pairs = list[tuple[str, str]]
-Keys = dict[str, dict[str, Any]]
-
-
-class Stack(NamedTuple):
-    gateway: Gateway
-    keys: Keys
-    place: Place
-
-    def signature(
-        self, method: str, uri: str, body: bytes = b"", *, host: str | None = None, key: str = "k"
-    ) -> Pairs:
-        url = f"http://{host or self.gateway.host}{uri}"
-        headers = sign_request(
-            self.keys[key]["secret"], key, method, url, body, created=int(time.time()),
-            nonce=secrets.token_urlsafe(16),
-        )  # fmt: skip
-        return list(headers.items())
-
-    def token(self, key: str = "app") -> Pairs:
-        return [("Authorization", f"Bearer {self.keys[key]['token']}")]
-
-
-def seen(answer: Answer) -> dict[str, Any]:
-    """What the service was told, of a request that reached it."""
-    assert answer.status == 200, answer
-    document: dict[str, Any] = json.loads(answer.body)
-    return document
-
-
-async def make_keys(place: Place) -> Keys:
-    async with place.open(background=False) as deployment:
-        create = deployment.manager.create_key
-        return {
-            "k": await create("k", owner="Zoë", metadata={"plan": "pro", "internal": "x"}),
-            "app": await create("app", kind="bearer", permissions=["documents.*"]),
-            "near": await create("near", kind="bearer", ip_allowlist=["127.0.0.1"]),
-            "far": await create("far", kind="bearer", ip_allowlist=["203.0.113.9"]),
-            "edited": await create("edited", kind="bearer"),
-            "gone": await create("gone", kind="bearer"),
-        }
-
-
-def stack(folder: Path, **settings: str) -> Iterator[Stack]:
-    place = Place(folder)
-    keys = asyncio.run(make_keys(place))
-    with everything(place, AUTHORIZE_METADATA="plan", **settings) as (gateway, _):
-        yield Stack(gateway, keys, place)
-
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Any valid key may do anything."""
-    yield from stack(tmp_path_factory.mktemp("plain"))
+    yield from stack(tmp_path_factory.mktemp("plain"), "nginx")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +38,7 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """With rules."""
     folder = tmp_path_factory.mktemp("ruled")
     (folder / "rules.toml").write_text(RULES)
-    yield from stack(folder, AUTHORIZE_RULES=str(folder / "rules.toml"))
+    yield from stack(folder, "nginx", AUTHORIZE_RULES=str(folder / "rules.toml"))
 
 
 class TestAllowed:
@@ -147,7 +89,8 @@ class TestRefused:
         token = plain.token()
         for pairs in (
             [], [("Authorization", "Bearer x")], [("Authorization", "Basic eDp5")],
-            [("X-Api-Key", token[0][1][7:])] * 2, [*token, *plain.signature("GET", "/x")], [*token, ("X-Api-Key", "y")],
+            [("X-Api-Key", token[0][1][7:])] * 2,
+            [*token, *plain.signature("GET", "/x")], [*token, ("X-Api-Key", "y")],
             plain.signature("GET", "/x") * 2,
         ):  # fmt: skip
             answer = plain.gateway("GET", "/x", pairs)
@@ -228,26 +171,11 @@ class TestRefused:
         (tmp_path / "nginx").mkdir()
         with (
             serving_service(tmp_path) as service,
-            running(tmp_path / "nginx", free_port(), service) as gateway,
+            running_nginx(tmp_path / "nginx", free_port(), service) as gateway,
         ):
             answer = gateway("GET", "/x", [("Authorization", "Bearer x")])
         assert (answer.status, answer.header("retry-after")) == (503, "1")
         assert json.loads(answer.body)["status"] == 503
-
-
-SMUGGLED = [
-    ("X-Key-Id", "root"), ("X-Key-Owner", "root"), ("X-Key-Metadata", "eyJwbGFuIjoicm9vdCJ9"),
-    ("X-Content-Digest", "sha-256=:AAAA:"), ("x-key-id", "root"), ("X-KEY-ID", "root"),
-    ("X_Key_Id", "root"), ("X-Key-Id ", "root"),
-]  # fmt: skip
-CLAIMS = [
-    ("X-Original-URI", "/signed"), ("X-Original-Method", "PUT"), ("X-Original-Host", "h.example"),
-    ("X-Original-Scheme", "https"), ("X-Original-URL", "http://h.example/signed"),
-    ("X-Forwarded-Uri", "/signed"), ("X-Forwarded-Method", "PUT"),
-    ("X-Forwarded-Host", "h.example"),
-    ("X-Forwarded-Proto", "https"), ("X-Rewrite-URL", "/signed"), ("X_Original_URI", "/signed"),
-    ("X-HTTP-Method-Override", "PUT"), ("Forwarded", "host=h.example;proto=https"),
-]  # fmt: skip
 
 
 class TestSmuggling:
@@ -355,20 +283,15 @@ def test_unverified_configuration_refuses(tmp_path: Path):
     """Should one of the four lines be missing, no signed request passes, claims or not."""
     place = Place(tmp_path)
     keys = asyncio.run(make_keys(place))
-    with everything(place) as (gateway, _):
+    with everything(place, "nginx") as (gateway, port):
         whole = Stack(gateway, keys, place)
         assert gateway("GET", "/x", whole.signature("GET", "/x")).status == 200
-        port = next(
-            line.split(":")[1].split(";")[0].strip()
-            for line in (tmp_path / "nginx" / "nginx.conf").read_text().splitlines()
-            if line.strip().startswith("server 127")
-        )
         with serving_service(tmp_path) as service:
             for name in ("Method", "Scheme", "Host", "URI"):
                 folder = tmp_path / name
                 folder.mkdir()
                 gone = {f"proxy_set_header X-Original-{name} ": 'proxy_set_header X-Gone "";  # '}
-                with running(folder, int(port), service, gone) as other:
+                with running_nginx(folder, port, service, gone) as other:
                     part = whole._replace(gateway=other)
                     assert other("GET", "/x", part.signature("GET", "/x")).status == 401, name
                     assert other("GET", "/x", part.token()).status == 200
