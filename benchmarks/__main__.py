@@ -1,6 +1,6 @@
 """Run the benchmarks: all, or those named.
 
-python -m benchmarks [inprocess] [peers] [startup]
+python -m benchmarks [inprocess] [peers] [startup] [http]
 """
 
 from __future__ import annotations
@@ -13,13 +13,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import inprocess, peers, startup
+from benchmarks import http, inprocess, peers, startup
 
-SECTIONS = {"inprocess": inprocess.run, "startup": startup.run, "peers": peers.run}
+SECTIONS = {
+    "inprocess": inprocess.run,
+    "startup": startup.run,
+    "peers": peers.run,
+    "http": http.run,
+}
+# Needs nginx and wrk.
+ON_DEMAND = {"http"}
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(SECTIONS)
+    names = sys.argv[1:] or [name for name in SECTIONS if name not in ON_DEMAND]
     for name in names:
         if name not in SECTIONS:
             print(f"{name}: there are {', '.join(SECTIONS)}", file=sys.stderr)

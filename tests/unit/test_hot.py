@@ -9,8 +9,8 @@ import pytest
 
 from api_key_manager.core import AsyncAPIKeyValidator, KeyManager, sign
 from api_key_manager.server.errors import ProblemError
-from api_key_manager.server.exchange import Exchange, Request
-from api_key_manager.server.hot import Hot
+from api_key_manager.server.exchange import Exchange
+from api_key_manager.server.hot import validate_batch
 from api_key_manager.server.principal import Principal
 
 STAMP = 1_760_000_000
@@ -24,8 +24,7 @@ def manager(clock) -> KeyManager:
 
 async def ask(manager: KeyManager, items: list[dict]) -> list[dict]:
     body = json.dumps({"validations": items}).encode()
-    request = Request("POST", "/v1/validate/batch", b"", (), {}, None, "r")
-    exchange = Exchange(manager, Hot().validate_batch(request, CALLER), body)
+    exchange = Exchange(manager, validate_batch(body, CALLER))
     return json.loads((await exchange.finish(never)).body)["results"]
 
 

@@ -82,6 +82,8 @@ class KeyManager(KeyLifeCycle):
             write_through=not (background or in_memory),
         )
 
+        self.repeat_now = self._verifier.repeat_now
+
     def close(self) -> None:
         """Refuse what comes from now on; what was accepted can still be flushed."""
         self._verifier.closed = self.closed = True

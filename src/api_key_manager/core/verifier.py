@@ -79,6 +79,25 @@ class Verifier:
         self._recorder.note(presented, verdict, now)
         return verdict
 
+    def repeat_now(self, presented: Presented, verdict: Verdict, now: float) -> bool:
+        """Whether a token that was accepted is so again, and is noted as used again.
+
+        True only when nothing that the verdict rests on can have changed: the record is the very
+        one that was judged, and none of its ends has come.
+
+        Args:
+            presented: the token and its circumstances, the same as then.
+            verdict: what :meth:`verify_now` said then.
+            now: Unix seconds.
+        """
+        if self._write_through or self._recorder.full or self.closed:
+            return False
+        key = self._cached(presented.key_id)
+        if key is None or key.record is not verdict.key or now >= key.next_end:
+            return False
+        self._recorder.note(presented, verdict, now)
+        return True
+
     async def verify(self, batch: Sequence[Presented], now: float) -> list[Verdict]:
         """The verdict of each credential, in order, with whatever I/O that takes.
 

@@ -21,7 +21,7 @@ from api_key_manager.server.docs import CONTENT_SECURITY_POLICY, render
 from api_key_manager.server.errors import PROBLEM_TYPE, problem_of
 from api_key_manager.server.front import REQUEST_ID, Front, Routes
 from api_key_manager.server.gateways import BELOW, PATH
-from api_key_manager.server.hot import Hot
+from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
 from api_key_manager.server.openapi import complete
@@ -102,10 +102,9 @@ def build_app(deployment: Deployment) -> FastAPI:
     for method, path, endpoint, scope, status, model in rows:
         _add(app, method, path, endpoint, status, model)
         routes.add(method, path, scope)
-    hot = Hot()
     for path, handler in (
-        ("/v1/validate", hot.validate),
-        ("/v1/validate/batch", hot.validate_batch),
+        ("/v1/validate", validate),
+        ("/v1/validate/batch", validate_batch),
     ):
         routes.add("POST", path, "validate")
         routes.hot[path] = handler

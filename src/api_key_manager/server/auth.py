@@ -8,18 +8,40 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from api_key_manager.core.addresses import Address, Network, allowed, parse_address
 from api_key_manager.core.exceptions import OUTCOMES
-from api_key_manager.core.models import ADMIN_REALM, Reason
-from api_key_manager.core.presented import present
+from api_key_manager.core.models import ADMIN_REALM, Reason, Verdict
+from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.signing import matches
 from api_key_manager.server.errors import ProblemError, forbidden, unauthorized, unavailable
 from api_key_manager.server.exchange import Request, Steps, judged
 from api_key_manager.server.principal import Principal
 
-__all__ = ["Door", "client_address"]
+if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
+
+__all__ = ["Admission", "Door", "client_address"]
+
+
+class Admission(NamedTuple):
+    """Who was let in, and by what token."""
+
+    principal: Principal
+    presented: Presented | None = None
+    verdict: Verdict | None = None
+
+    def again(self, manager: KeyManager, request_id: str, now: float) -> Principal | None:
+        """The same caller with the same head on the same connection, if nothing changed since."""
+        if (
+            self.presented is not None
+            and self.verdict is not None
+            and not manager.repeat_now(self.presented, self.verdict, now)
+        ):
+            return None
+        name, scopes, ip, _ = self.principal
+        return Principal(name, scopes, ip, request_id)
 
 
 class Door:
@@ -35,7 +57,7 @@ class Door:
         # Digests are compared, so that not even the length of the token shows in the timing.
         self._env = hashlib.sha256(admin_token.encode()).digest() if admin_token else None
 
-    def admit(self, request: Request, needed: str | None) -> Steps[Principal]:
+    def admit(self, request: Request, needed: str | None) -> Steps[Admission]:
         """Who calls.
 
         Args:
@@ -58,10 +80,10 @@ class Door:
             principal = Principal("env", ("admin",), ip, request.id)
         if needed is not None and not principal.may(needed):
             raise forbidden(needed)
-        return principal
+        return Admission(principal)
 
 
-def _judge(token: bytes, needed: str | None, ip: str | None, request_id: str) -> Steps[Principal]:
+def _judge(token: bytes, needed: str | None, ip: str | None, request_id: str) -> Steps[Admission]:
     presented = present(
         token=token.decode("latin-1"),
         ip=ip,
@@ -71,7 +93,8 @@ def _judge(token: bytes, needed: str | None, ip: str | None, request_id: str) ->
     )
     verdict = yield from judged(presented)
     if verdict.valid and verdict.key is not None:
-        return Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
+        principal = Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
+        return Admission(principal, presented, verdict)
     raise _refusal(verdict.reason, needed)
 
 

@@ -34,6 +34,10 @@ class Need(Enum):
     PAUSE = "pause"
 
 
+# An enum gives its members slowly.
+_BODY: Final = Need.BODY
+_PAUSE: Final = Need.PAUSE
+
 Wish = Sequence[Presented] | Literal[Need.BODY, Need.PAUSE]
 Steps = Generator[Wish, Any, T]
 """Yields credentials (and is sent their verdicts, in order), or a :class:`Need`."""
@@ -116,21 +120,17 @@ class Exchange(Generic[T]):
         try:
             while True:
                 wish = send(given)
-                if wish is Need.BODY:
+                if wish is _BODY:
                     given = self._body
                     if given is None:
                         break
-                elif wish is Need.PAUSE:
+                elif wish is _PAUSE:
                     break
                 else:
                     given = verdicts = [verify_now(presented, now) for presented in wish]
-                    for verdict in verdicts:
-                        if verdict is None:
-                            self._verdicts = verdicts
-                            break
-                    else:
-                        continue
-                    break
+                    if any(verdict is None for verdict in verdicts):
+                        self._verdicts = verdicts
+                        break
         except StopIteration as done:
             result: T = done.value
             return result

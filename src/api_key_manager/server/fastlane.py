@@ -9,16 +9,16 @@ keeps the order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api_key_manager.server.front import EXCHANGE, headers_of
+from api_key_manager.server.front import VISIT, headers_of
 from api_key_manager.server.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from api_key_manager.server.exchange import Reply, Request
-    from api_key_manager.server.front import Front
+    from api_key_manager.server.front import Front, Visit
 
 __all__ = ["FastProtocol"]
 
@@ -26,9 +26,23 @@ _MAX_BODY: Final = 64 * 1024
 _BODY_SECONDS: Final = 30
 # Then others get their turn.
 _MAX_IN_A_ROW: Final = 64
+_MAX_HEAD_KEPT: Final = 4096
+_END: Final = b"\r\n\r\n"
 
 _ANYTHING: Final = -1
 """A body whose length is not told beforehand."""
+
+
+class _Last(NamedTuple):
+    """The head of the request before, which came whole and alone."""
+
+    head: bytes
+    size: int
+    """Of the whole request."""
+    visit: Visit
+
+    def __repr__(self) -> str:
+        return "_Last()"  # the head holds credentials
 
 
 class FastProtocol(BoundedProtocol):
@@ -42,14 +56,40 @@ class FastProtocol(BoundedProtocol):
         self._unusual = self._told_connection = self._keep_alive = False
         self._in_a_row = 0
         self._path, self._query = "", b""
+        # Whether nothing has come since the last request was answered here.
+        self._rests = True
+        self._whole = b""
+        self._last: _Last | None = None
+        self._begun: Visit | None = None
 
     def data_received(self, data: bytes) -> None:
+        # Clients that keep a connection send the same head again and again: what was read from it,
+        # and who was let in by it, need not be found out anew.
+        last = self._last
+        if last is not None:
+            if len(data) == last.size and data.startswith(last.head) and self._at_rest():
+                visit = self._front.again(last.visit, data[len(last.head) :])
+                if visit is not None:
+                    reply = self._front.advance(visit)
+                    if reply is not None:
+                        self._answer(reply, visit.request)
+                        return
+                    self._begun = visit
+            self._last = None
         self._in_a_row = 0
+        self._whole = data if self._at_rest() else b""
         super().data_received(data)
+
+    def _at_rest(self) -> bool:
+        """Whether nothing is under way: what comes next is a new request."""
+        return self._rests and not (
+            self._busy or self.flow.write_paused or self.transport.is_closing()
+        )
 
     def on_message_begin(self) -> None:
         # Not uvicorn's: it builds the ASGI scope, which few hot requests need.
         self._head_begins()
+        self._rests = False
         self.url = b""
         self.headers = []
         self._length = 0
@@ -70,8 +110,9 @@ class FastProtocol(BoundedProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if not self._is_fast():
-            self._leave()
+        begun, self._begun = self._begun, None
+        if begun is not None or not self._is_fast():
+            self._leave(begun)
             return
         self._head_ends()
         self._deadline = self.loop.time() + _BODY_SECONDS
@@ -90,16 +131,24 @@ class FastProtocol(BoundedProtocol):
             super().on_message_complete()
             return
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        front, method = self._front, self.parser.get_method().decode()
-        request, exchange = front.begin(
-            method, self._path, self._query, self.headers, self.client, body
-        )
-        reply = front.advance(request, exchange)
+        visit = self._front.begin(
+            self.parser.get_method().decode(),
+            self._path, self._query, self.headers, self.client, body,
+        )  # fmt: skip
+        reply = self._front.advance(visit)
         if reply is None:
-            self._leave((request, exchange))
+            self._leave(visit)
             super().on_message_complete()
         else:
-            self._answer(reply, request)
+            self._answer(reply, visit.request)
+            self._remember(visit, body)
+
+    def _remember(self, visit: Visit, body: bytes) -> None:
+        """Keep the head of a request that came whole and alone."""
+        whole = self._whole
+        size = len(whole) - len(body)
+        if self._keep_alive and 0 < size <= _MAX_HEAD_KEPT and whole.find(_END) == size - 4:
+            self._last = _Last(whole[:size], len(whole), visit)
 
     def _is_fast(self) -> bool:
         path, _, self._query = self.url.partition(b"?")
@@ -121,14 +170,14 @@ class FastProtocol(BoundedProtocol):
         )
         return self.parser.get_method() != b"HEAD"
 
-    def _leave(self, begun: Any = None) -> None:
+    def _leave(self, begun: Visit | None = None) -> None:
         """Go the ASGI way from the end of the head on."""
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         HttpToolsProtocol.on_message_begin(self)
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         if begun is not None:
-            self.scope[EXCHANGE] = begun  # type: ignore[typeddict-unknown-key]  # a scope is open
+            self.scope[VISIT] = begun  # type: ignore[typeddict-unknown-key]  # a scope is open
         super().on_headers_complete()
 
     def _answer(self, reply: Reply, request: Request) -> None:
@@ -143,7 +192,7 @@ class FastProtocol(BoundedProtocol):
         self.transport.write(b"".join(lines))
         self.server_state.total_requests += 1
         self._in_a_row += 1
-        self._moved = True
+        self._moved = self._rests = True
         self._deadline = self.loop.time() + self.timeout_keep_alive
         if not self._keep_alive:
             self.transport.close()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.auth import Door
+from api_key_manager.server.auth import Admission, Door
 from api_key_manager.server.bodies import ClientGoneError, json_body, read_body, replay
 from api_key_manager.server.errors import PROBLEM_TYPE, Headers, ProblemError, problem_of
 from api_key_manager.server.exchange import Exchange, Reply, Request, Steps
@@ -27,13 +27,22 @@ from api_key_manager.server.principal import PRINCIPAL, Principal
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
 
-__all__ = ["EXCHANGE", "REQUEST_ID", "Front", "HotHandler", "OpenHandler", "Routes", "headers_of"]
+__all__ = [
+    "REQUEST_ID",
+    "VISIT",
+    "Front",
+    "HotHandler",
+    "OpenHandler",
+    "Routes",
+    "Visit",
+    "headers_of",
+]
 
 REQUEST_ID: Final = "akm.request_id"
-EXCHANGE: Final = "akm.exchange"
+VISIT: Final = "akm.visit"
 """The ASGI scope key of a request that was begun outside: what :meth:`Front.begin` gave."""
 
-HotHandler = Callable[[Request, Principal], Steps[Reply]]
+HotHandler = Callable[[bytes, Principal], Steps[Reply]]
 OpenHandler = Callable[[Request], Steps[Reply]]
 
 _log = logging.getLogger(__name__)
@@ -115,6 +124,26 @@ class Pass(NamedTuple):
 Outcome = Reply | Pass
 
 
+class Visit:
+    """A request on its way, and what is known of it by now."""
+
+    __slots__ = ("admission", "exchange", "hot", "opened", "request")
+
+    exchange: Exchange[Outcome]
+
+    def __init__(
+        self,
+        request: Request,
+        opened: OpenHandler | None = None,
+        hot: HotHandler | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        self.request = request
+        self.opened = opened
+        self.hot = hot
+        self.admission = admission
+
+
 class _Response:
     """What has been sent of an answer of the app; adds the headers that every answer has."""
 
@@ -189,19 +218,43 @@ class Front:
     def begin(
         self, method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
         client: Any, body: bytes,
-    ) -> tuple[Request, Exchange[Outcome]]:  # fmt: skip
+    ) -> Visit:  # fmt: skip
         """A hot request that is complete; :meth:`advance` answers it."""
-        request = _read_head(method, path, query, headers, client, None)
-        return request, Exchange(self._manager, self._steps(request), body)
+        return self._visit(_read_head(method, path, query, headers, client, None), body)
 
-    def advance(self, request: Request, exchange: Exchange[Outcome]) -> Reply | None:
-        """The answer, if there is one without waiting; else hand both on to the ASGI app, under
-        :data:`EXCHANGE` in the scope."""
+    def again(self, before: Visit, body: bytes) -> Visit | None:
+        """The next request on a connection, with the very head of the one before; ``None`` when it
+        has to begin like any other."""
+        method, path, query, headers, head, client, _, _, raw = before.request
+        request_id = _request_id(head.get(b"x-request-id"))
+        request = Request(method, path, query, headers, head, client, request_id, None, raw)
+        admission, hot, opened = before.admission, before.hot, before.opened
+        visit = Visit(request, opened, hot, admission)
+        manager = self._manager
+        if opened is not None:
+            visit.exchange = Exchange(manager, opened(request), body)
+        elif hot is None or admission is None:
+            return None
+        else:
+            principal = admission.again(manager, request_id, manager.clock())
+            if principal is None:
+                return None
+            visit.exchange = Exchange(manager, hot(body, principal), body)
+        return visit
+
+    def advance(self, visit: Visit) -> Reply | None:
+        """The answer, if there is one without waiting; else hand it on to the ASGI app, under
+        :data:`VISIT` in the scope."""
         try:
-            outcome = exchange.advance()
+            outcome = visit.exchange.advance()
         except Exception as error:
-            return self._problem(error, request)
+            return self._problem(error, visit.request)
         return outcome if isinstance(outcome, Reply) else None
+
+    def _visit(self, request: Request, body: bytes | None = None) -> Visit:
+        visit = Visit(request)
+        visit.exchange = Exchange(self._manager, self._steps(visit), body)
+        return visit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -212,19 +265,18 @@ class Front:
             await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = scope.get(EXCHANGE)
-        if begun is None:
-            request = _read_head(
+        visit: Visit | None = scope.get(VISIT)
+        if visit is None:
+            head = _read_head(
                 scope["method"], scope["path"], scope["query_string"], scope["headers"],
                 scope.get("client"), scope.get(PRINCIPAL), scope.get("raw_path"),
             )  # fmt: skip
-            exchange = Exchange(self._manager, self._steps(request))
-        else:
-            request, exchange = begun
+            visit = self._visit(head)
+        request = visit.request
         scope[REQUEST_ID] = request.id
         response = _Response(send, request.id)
         try:
-            outcome = await exchange.finish(lambda: read_body(request.head, receive))
+            outcome = await visit.exchange.finish(lambda: read_body(request.head, receive))
             if isinstance(outcome, Reply):
                 await response.send_whole(outcome)
                 return
@@ -243,17 +295,19 @@ class Front:
                 raise  # too late for one: the connection is all that can be broken
             await response.send_whole(problem)
 
-    def _steps(self, request: Request) -> Steps[Outcome]:
+    def _steps(self, visit: Visit) -> Steps[Outcome]:
+        request = visit.request
         path = request.path
         opened = self._routes.find_open(path)
         if opened is not None:
+            visit.opened = opened
             return (yield from opened(request))
         methods = self._routes.find(request.method, path)
         needed = methods.get(request.method)
         known = request.method in methods
         if known and needed is None:
             return Pass(None)
-        principal = yield from self._door.admit(request, needed)
+        admission = yield from self._door.admit(request, needed)
         # Only who has a token learns what there is and what not.
         if not methods:
             raise ProblemError(404, "not_found", "There is nothing at this path.")
@@ -263,10 +317,12 @@ class Front:
                 405, "method_not_allowed", f"This path takes {allow}.",
                 headers=[(b"allow", allow.encode())],
             )  # fmt: skip
+        body = yield from json_body(request)
         hot = self._routes.hot.get(path)
-        if hot is not None:
-            return (yield from hot(request, principal))
-        return Pass(principal, (yield from json_body(request)))
+        if hot is None:
+            return Pass(admission.principal, body)
+        visit.hot, visit.admission = hot, admission
+        return (yield from hot(body, admission.principal))
 
     def _problem(self, error: Exception, request: Request) -> Reply:
         problem = problem_of(error)
@@ -305,7 +361,7 @@ def _quoted(path: str) -> str:
     return repr(path)[:_PATH_SHOWN]
 
 
-def _request_id(given: list[bytes] | None) -> str:
+def _request_id(given: Sequence[bytes] | None) -> str:
     if given is not None and len(given) == 1 and _is_request_id(given[0]):
         text = given[0].decode("ascii")
         if not holds_a_secret(text):  # it is logged

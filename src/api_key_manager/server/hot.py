@@ -18,20 +18,19 @@ from msgspec.structs import asdict
 from api_key_manager.core.models import Reason, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.bodies import json_body
 from api_key_manager.server.errors import ProblemError
-from api_key_manager.server.exchange import Need, Reply, Request, Steps, judged
+from api_key_manager.server.exchange import Need, Reply, Steps
 from api_key_manager.server.principal import Principal
 
 __all__ = [
     "Answer",
     "Answers",
-    "Hot",
     "HttpRequest",
     "Validation",
     "Validations",
-    "answer",
     "decode",
+    "validate",
+    "validate_batch",
 ]
 
 Tag = Annotated[str, Meta(min_length=1, max_length=64, description="Printable characters.")]
@@ -131,34 +130,31 @@ _decode_many = msgspec.json.Decoder(Validations).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Hot:
-    """The two handlers: steps from a request to its answer; a body that misfits is a
-    ``ProblemError``."""
+def validate(body: bytes, principal: Principal) -> Steps[Reply]:
+    """One credential: from the body to the answer. A body that misfits is a ``ProblemError``."""
+    verdicts: list[Verdict] = yield (decode(body, principal),)
+    return Reply(_encode(_answer(verdicts[0])))
 
-    def validate(self, request: Request, principal: Principal) -> Steps[Reply]:
-        body = yield from json_body(request)
-        verdict = yield from judged(decode(body, principal))
-        return Reply(answer(verdict))
 
-    def validate_batch(self, request: Request, principal: Principal) -> Steps[Reply]:
-        body = yield from json_body(request)
-        try:
-            items = _decode_many(body).validations
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _misfit(error, body, Validations) from None
-        # All are read before any is judged: a body that misfits must not use up a nonce.
-        batch: list[Presented] = []
-        for i, item in enumerate(items):
-            if i % _AT_ONCE == 0 < i:
-                yield Need.PAUSE
-            batch.append(_present(item, principal, f"validations[{i}]."))
-        answers: list[Answer] = []
-        for i in range(0, len(batch), _AT_ONCE):
-            if i:
-                yield Need.PAUSE
-            verdicts: list[Verdict] = yield batch[i : i + _AT_ONCE]
-            answers.extend(map(_answer, verdicts))
-        return Reply(_encode(Answers(answers)))
+def validate_batch(body: bytes, principal: Principal) -> Steps[Reply]:
+    """Many credentials, the same way."""
+    try:
+        items = _decode_many(body).validations
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _misfit(error, body, Validations) from None
+    # All are read before any is judged: a body that misfits must not use up a nonce.
+    batch: list[Presented] = []
+    for i, item in enumerate(items):
+        if i % _AT_ONCE == 0 < i:
+            yield Need.PAUSE
+        batch.append(_present(item, principal, f"validations[{i}]."))
+    answers: list[Answer] = []
+    for i in range(0, len(batch), _AT_ONCE):
+        if i:
+            yield Need.PAUSE
+        verdicts: list[Verdict] = yield batch[i : i + _AT_ONCE]
+        answers.extend(map(_answer, verdicts))
+    return Reply(_encode(Answers(answers)))
 
 
 def decode(body: bytes, principal: Principal) -> Presented:
@@ -172,11 +168,6 @@ def decode(body: bytes, principal: Principal) -> Presented:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _misfit(error, body, Validation) from None
     return _present(item, principal, "")
-
-
-def answer(verdict: Verdict) -> bytes:
-    """A verdict as ``/v1/validate`` writes it."""
-    return _encode(_answer(verdict))
 
 
 def _present(item: Validation, principal: Principal, where: str) -> Presented:
