@@ -305,6 +305,9 @@ class MemoryBox:
         bound = f"{purpose}\n{name}\n{version}\n".encode()
         return mac(self._mac_key, bound + plaintext, "sha256")
 
+    def mac_state(self, key: bytes) -> MacState:
+        return MacState(key)
+
     def digest(self, token: bytes) -> tuple[int, bytes]:
         return 1, self._pepper.digest(token)
 

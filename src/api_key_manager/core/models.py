@@ -44,6 +44,8 @@ MIN_SCHEMES: tuple[str, ...] = ("static", "timestamped", "timestamped-nonce", "r
 """``min_scheme`` values, weakest first."""
 
 MICROSECONDS = 1_000_000
+# An enum gives its members slowly.
+_VALID = Reason.VALID
 _REDACTED = "***REDACTED***"
 
 T = TypeVar("T")
@@ -225,10 +227,10 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        return self.reason is Reason.VALID
+        return self.reason is _VALID
 
     def __bool__(self) -> bool:
-        return self.reason is Reason.VALID
+        return self.reason is _VALID
 
     @property
     def metadata(self) -> dict[str, Any] | None:

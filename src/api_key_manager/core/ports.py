@@ -191,6 +191,10 @@ class SecretBox(Protocol):
         """Raises ``EncryptionError`` when the bytes or what they are bound to were changed."""
         ...
 
+    def mac_state(self, key: bytes) -> MacState:
+        """HMAC-SHA256 under a key, as fast as this box can."""
+        ...
+
     def digest(self, token: bytes) -> tuple[int, bytes]:
         """The newest pepper's number, and the token's digest under it."""
         ...

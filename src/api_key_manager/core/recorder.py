@@ -26,6 +26,8 @@ __all__ = ["Recorder"]
 
 _log = logging.getLogger(__name__)
 
+# An enum gives its members slowly.
+_VALID = Reason.VALID
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
 _UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
 _IDS_SHOWN = 8
@@ -102,7 +104,7 @@ class Recorder:
 
     def note(self, presented: Presented, verdict: Verdict, now: float) -> None:
         """Note one verdict."""
-        if verdict.reason is not Reason.VALID:
+        if verdict.reason is not _VALID:
             self._note_refusal(presented, verdict, now)
             return
         at, key_id, scheme = int(now * MICROSECONDS), presented.key_id, verdict.scheme
@@ -122,6 +124,10 @@ class Recorder:
                     presented.ip, presented.request_id, detail,
                 )
             )  # fmt: skip
+
+    def note_use(self, key_id: str, now: float) -> None:
+        """Note that a key was used, without an event."""
+        self._used[key_id] = int(now * MICROSECONDS)
 
     def _note_refusal(self, presented: Presented, verdict: Verdict, now: float) -> None:
         admin, reason = presented.realm == ADMIN_REALM, verdict.reason

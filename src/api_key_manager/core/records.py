@@ -18,7 +18,7 @@ from api_key_manager.core.exceptions import EncryptionError, StorageError
 from api_key_manager.core.models import MICROSECONDS, ApiKey, KeyVersion, Kind
 from api_key_manager.core.policy import OpenKey, OpenVersion
 from api_key_manager.core.ports import KeyStore, SecretBox
-from api_key_manager.core.signing import MacState, matches
+from api_key_manager.core.signing import matches
 from api_key_manager.core.tokens import mint_secret
 
 __all__ = [
@@ -79,7 +79,8 @@ def _open_version(record: ApiKey, version: KeyVersion, box: SecretBox) -> OpenVe
     ends_at = _FOREVER if version.ends_at is None else version.ends_at / MICROSECONDS
     if record.kind == "signed":
         secret = box.open("secret", record.key_id, version.version, version.sealed or b"")
-        return OpenVersion(version.version, version.created_at, ends_at, MacState(secret), None)
+        state = box.mac_state(secret)
+        return OpenVersion(version.version, version.created_at, ends_at, state, None)
     pepper = box.pepper(version.pepper or 0)
     return OpenVersion(version.version, version.created_at, ends_at, pepper, version.digest)
 

@@ -80,7 +80,7 @@ class Verifier:
         return verdict
 
     def repeat_now(self, presented: Presented, verdict: Verdict, now: float) -> bool:
-        """Whether a token that was accepted is so again, and is noted as used again.
+        """Whether an admin token that was accepted is so again, and is noted as used again.
 
         True only when nothing that the verdict rests on can have changed: the record is the very
         one that was judged, and none of its ends has come.
@@ -95,7 +95,7 @@ class Verifier:
         key = self._cached(presented.key_id)
         if key is None or key.record is not verdict.key or now >= key.next_end:
             return False
-        self._recorder.note(presented, verdict, now)
+        self._recorder.note_use(presented.key_id, now)
         return True
 
     async def verify(self, batch: Sequence[Presented], now: float) -> list[Verdict]:

@@ -14,6 +14,8 @@ from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from api_key_manager.core.exceptions import EncryptionError
 from api_key_manager.core.models import ApiKey
@@ -41,7 +43,7 @@ class EnvelopeBox:
 
     def __init__(self, master: MasterKey, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._record_mac = MacState(master.derive("record-mac"))
+        self._record_mac = FastMac(master.derive("record-mac"))
         self._newest = keyring.newest(DATA)
         self._newest_pepper, _ = keyring.newest(PEPPER)
         # One keyed state per pepper, shared by every bearer key in memory.
@@ -75,11 +77,28 @@ class EnvelopeBox:
         number = self._newest_pepper
         return number, self.pepper(number).digest(token)
 
+    def mac_state(self, key: bytes) -> MacState:
+        return FastMac(key)
+
     def _make_pepper(self, number: int) -> MacState:
-        return MacState(self._keyring.get(PEPPER, number))
+        return FastMac(self._keyring.get(PEPPER, number))
 
     def record_mac(self, record: ApiKey) -> bytes:
         return self._record_mac.digest(record.mac_input())
+
+
+class FastMac(MacState):
+    """The same by a library that copies a keyed state in half the time."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, key: bytes) -> None:
+        self._state = HMAC(key, SHA256())
+
+    def digest(self, message: bytes) -> bytes:
+        state = self._state.copy()
+        state.update(message)
+        return state.finalize()
 
 
 def _cipher(data_key: bytes, bound: bytes) -> AESGCM:

@@ -102,12 +102,9 @@ def build_app(deployment: Deployment) -> FastAPI:
     for method, path, endpoint, scope, status, model in rows:
         _add(app, method, path, endpoint, status, model)
         routes.add(method, path, scope)
-    for path, handler in (
-        ("/v1/validate", validate),
-        ("/v1/validate/batch", validate_batch),
-    ):
+    routes.hot = {"/v1/validate": validate, "/v1/validate/batch": validate_batch}
+    for path in routes.hot:
         routes.add("POST", path, "validate")
-        routes.hot[path] = handler
     routes.open[PATH] = routes.open[BELOW] = Authorize(settings)
     _add_public(app, routes, system)
     return app

@@ -70,6 +70,10 @@ class Request(NamedTuple):
         # The headers hold credentials.
         return f"Request({self.id!r})"
 
+    def with_id(self, request_id: str) -> Request:
+        """The same request, come once more."""
+        return self._replace(id=request_id)
+
 
 class Reply(NamedTuple):
     """An answer that is complete."""
@@ -96,15 +100,22 @@ class Exchange(Generic[T]):
         manager: judges.
         steps: not begun.
         body: of the request, when it is in already.
+        now: Unix seconds, when the clock was read already.
     """
 
     __slots__ = ("_body", "_given", "_manager", "_now", "_steps", "_verdicts", "_wish")
 
-    def __init__(self, manager: KeyManager, steps: Steps[T], body: bytes | None = None) -> None:
+    def __init__(
+        self,
+        manager: KeyManager,
+        steps: Steps[T],
+        body: bytes | None = None,
+        now: float | None = None,
+    ) -> None:
         self._manager = manager
         self._steps = steps
         self._body = body
-        self._now = manager.clock()
+        self._now = manager.clock() if now is None else now
         self._given: Any = None
         self._wish: Wish = ()
         self._verdicts: list[Verdict | None] = []
@@ -127,8 +138,13 @@ class Exchange(Generic[T]):
                 elif wish is _PAUSE:
                     break
                 else:
-                    given = verdicts = [verify_now(presented, now) for presented in wish]
-                    if any(verdict is None for verdict in verdicts):
+                    missing = False
+                    given = verdicts = []
+                    for presented in wish:
+                        verdict = verify_now(presented, now)
+                        missing = missing or verdict is None
+                        verdicts.append(verdict)
+                    if missing:
                         self._verdicts = verdicts
                         break
         except StopIteration as done:

@@ -22,12 +22,14 @@ from api_key_manager.server.auth import Admission, Door
 from api_key_manager.server.bodies import ClientGoneError, json_body, read_body, replay
 from api_key_manager.server.errors import PROBLEM_TYPE, Headers, ProblemError, problem_of
 from api_key_manager.server.exchange import Exchange, Reply, Request, Steps
+from api_key_manager.server.hot import Single
 from api_key_manager.server.principal import PRINCIPAL, Principal
 
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
 
 __all__ = [
+    "COMMON",
     "REQUEST_ID",
     "VISIT",
     "Front",
@@ -62,7 +64,7 @@ _LOOKED_AT: Final = frozenset(
     }
 )
 _PATH_SHOWN: Final = 200
-_COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
 class Routes:
@@ -188,7 +190,7 @@ def headers_of(reply: Reply, request_id: str) -> list[tuple[bytes, bytes]]:
 
 
 def _common(request_id: str) -> Headers:
-    return ((b"x-request-id", request_id.encode()), *_COMMON)
+    return ((b"x-request-id", request_id.encode()), *COMMON)
 
 
 class Front:
@@ -222,25 +224,36 @@ class Front:
         """A hot request that is complete; :meth:`advance` answers it."""
         return self._visit(_read_head(method, path, query, headers, client, None), body)
 
-    def again(self, before: Visit, body: bytes) -> Visit | None:
-        """The next request on a connection, with the very head of the one before; ``None`` when it
-        has to begin like any other."""
-        method, path, query, headers, head, client, _, _, raw = before.request
-        request_id = _request_id(head.get(b"x-request-id"))
-        request = Request(method, path, query, headers, head, client, request_id, None, raw)
-        admission, hot, opened = before.admission, before.hot, before.opened
-        visit = Visit(request, opened, hot, admission)
-        manager = self._manager
-        if opened is not None:
-            visit.exchange = Exchange(manager, opened(request), body)
-        elif hot is None or admission is None:
-            return None
+    def again(self, before: Visit, body: bytes) -> tuple[str, Reply | Visit | None]:
+        """The next request on a connection, with the very head of the one before.
+
+        Returns:
+            Its id, and the answer; or the visit, if that needs to wait; or ``None`` when it has to
+            begin like any other, which no part of it has done yet.
+        """
+        manager, request = self._manager, before.request
+        request_id = _request_id(request.head.get(b"x-request-id"))
+        hot, admission, now = before.hot, before.admission, manager.clock()
+        if hot is None or admission is None:
+            if before.opened is None:
+                return request_id, None
+            visit = Visit(request.with_id(request_id), before.opened)
+            visit.exchange = Exchange(manager, before.opened(visit.request), body, now)
         else:
-            principal = admission.again(manager, request_id, manager.clock())
+            principal = admission.again(manager, request_id, now)
             if principal is None:
-                return None
-            visit.exchange = Exchange(manager, hot(body, principal), body)
-        return visit
+                return request_id, None
+            if type(hot) is Single:
+                # Nearly all there is. The exchange would do the same, in more steps.
+                try:
+                    verdict = manager.verify_now(hot.read(body, principal), now)
+                except Exception as error:
+                    return request_id, self._problem(error, request.with_id(request_id))
+                if verdict is not None:
+                    return request_id, Reply(hot.write(verdict))
+            visit = Visit(request.with_id(request_id), None, hot, admission)
+            visit.exchange = Exchange(manager, hot(body, principal), body, now)
+        return request_id, self.advance(visit) or visit
 
     def advance(self, visit: Visit) -> Reply | None:
         """The answer, if there is one without waiting; else hand it on to the ASGI app, under

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -26,9 +27,11 @@ __all__ = [
     "Answer",
     "Answers",
     "HttpRequest",
+    "Single",
     "Validation",
     "Validations",
     "decode",
+    "encode",
     "validate",
     "validate_batch",
 ]
@@ -130,14 +133,20 @@ _decode_many = msgspec.json.Decoder(Validations).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def validate(body: bytes, principal: Principal) -> Steps[Reply]:
-    """One credential: from the body to the answer. A body that misfits is a ``ProblemError``."""
-    verdicts: list[Verdict] = yield (decode(body, principal),)
-    return Reply(_encode(_answer(verdicts[0])))
+@dataclass(frozen=True, slots=True)
+class Single:
+    """How one credential is read from a body, and what became of it written."""
+
+    read: Callable[[bytes, Principal], Presented]
+    write: Callable[[Verdict], bytes]
+
+    def __call__(self, body: bytes, principal: Principal) -> Steps[Reply]:
+        verdicts: list[Verdict] = yield (self.read(body, principal),)
+        return Reply(self.write(verdicts[0]))
 
 
 def validate_batch(body: bytes, principal: Principal) -> Steps[Reply]:
-    """Many credentials, the same way."""
+    """Many credentials, judged together. A body that misfits is a ``ProblemError``."""
     try:
         items = _decode_many(body).validations
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -197,7 +206,7 @@ def _answer(verdict: Verdict) -> Answer:
     if key is None:
         return Answer(False, verdict.cached, reason, verdict.key_id, None, None, None, None, None)
     return Answer(
-        reason is Reason.VALID,
+        verdict.valid,
         verdict.cached,
         reason,
         verdict.key_id,
@@ -210,6 +219,15 @@ def _answer(verdict: Verdict) -> Answer:
         None,
         verdict.body_verified,
     )
+
+
+def encode(verdict: Verdict) -> bytes:
+    """A verdict as ``/v1/validate`` writes it."""
+    return _encode(_answer(verdict))
+
+
+validate: Final = Single(decode, encode)
+"""One credential: from the body to the answer."""
 
 
 _read_misfit: Final = re.compile(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -80,6 +81,9 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
                 sys.stdout.write(greeting(deployment, bound_to, url, terminal=terminal))
                 sys.stdout.flush()
 
+            # What is there now stays: the collector need not go through it again and again.
+            gc.collect()
+            gc.freeze()
             server = _Server(_config(build_app(deployment), settings), greet)
             await server.serve(sockets=[bound])
 
