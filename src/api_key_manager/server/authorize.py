@@ -37,9 +37,12 @@ __all__ = ["MAX_METADATA_HEADER", "Authorize"]
 MAX_METADATA_HEADER: Final = 2048
 
 _ACTOR: Final = "authorize"
-_SIGNATURE: Final = (b"signature-input", b"signature")
+_AUTHORIZATION: Final = b"authorization"
+_API_KEY: Final = b"x-api-key"
+_INPUT: Final = b"signature-input"
+_SIGNATURE: Final = b"signature"
 _DIGEST: Final = b"content-digest"
-_CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key", _DIGEST, *_SIGNATURE})
+_CREDENTIALS: Final = frozenset({_AUTHORIZATION, _API_KEY, _INPUT, _SIGNATURE, _DIGEST})
 _WARN_SECONDS: Final = 60
 # Visible ASCII but "%", so that what is escaped can be told from what is not.
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
@@ -67,7 +70,7 @@ class Authorize:
         self._rules: Rules | None = load_rules(rules) if rules else None
         self._metadata = settings.authorize_metadata
         self._fields = _CREDENTIALS | self._gateway.profile.headers
-        self._warned_at = float("-inf")
+        self._silent_until: dict[str, float] = {}
 
     def __call__(self, request: Request) -> Steps[Reply]:
         """The answer to one question.
@@ -91,22 +94,37 @@ class Authorize:
 
     def _present(self, request: Request, fields: Fields) -> Presented:
         gateway = self._gateway
-        trusted = gateway.trusts(request)
-        original = gateway.original(request, fields) if trusted else None
-        if not trusted:
-            self._warn(request)
+        below = gateway.sets_path and request.path.startswith(BELOW)
+        original = None
+        # A token alone says nothing of the request, and needs nobody's word on it.
+        if below or self._rules is not None or _is_signed(fields):
+            original = self._original(request, fields)
         ip = client_address(
             request.client, request.head.get(b"x-forwarded-for", ()), gateway.proxies
         )
         known: dict[str, Any] = {"ip": ip, "request_id": request.id, "actor": _ACTOR}
         credential = _credential(fields, original)
         try:
-            permissions = self._permissions(request, original)
+            permissions = self._permissions(request, original, below=below)
         except ValidationError:
             return present(**_without_token(credential), **known)
         return present(**credential, permissions=permissions, **known)
 
-    def _permissions(self, request: Request, original: Original | None) -> str | None:
+    def _original(self, request: Request, fields: Fields) -> Original | None:
+        """What is asked about; ``None`` when that cannot be told or is not believed."""
+        if self._gateway.trusts(request):
+            return self._gateway.original(request, fields)
+        if self._may_warn("peer"):
+            _log.warning(
+                "%s asks at /v1/authorize and is not in TRUSTED_PROXIES: what it says of the"
+                " original request is ignored",
+                request.client[0] if request.client else "an unknown peer",
+            )
+        return None
+
+    def _permissions(
+        self, request: Request, original: Original | None, *, below: bool
+    ) -> str | None:
         """What the key must hold, from the rules and the gateway's path; all of it.
 
         Raises:
@@ -119,7 +137,7 @@ class Authorize:
             by_rule = self._rules.wanted(original.method, original.path).permissions
             if by_rule is not None:
                 needed.append(by_rule)
-        if self._gateway.sets_path and request.path.startswith(BELOW):
+        if below:
             written = request.undecoded
             by_path = unquote(written[len(BELOW) :]) if written.startswith(BELOW) else ""
             compile_expression(by_path)
@@ -134,55 +152,42 @@ class Authorize:
 
     def _told(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
         """What the service learns of an accepted key."""
-        headers = [(b"x-key-id", key.key_id.encode())]
-        if key.owner is not None:
-            headers.append((b"x-key-owner", _visible(key.owner)))
-        if self._metadata:
-            told = _chosen(key.metadata_json, self._metadata)
-            if len(told) <= MAX_METADATA_HEADER:
-                headers.append((b"x-key-metadata", told))
-            else:
-                self._warn_of_size(key)
-        return headers
-
-    def _warn(self, request: Request) -> None:
-        if self._may_warn():
-            _log.warning(
-                "%s asks at /v1/authorize and is not in TRUSTED_PROXIES: what it says of the"
-                " original request is ignored",
-                request.client[0] if request.client else "an unknown peer",
-            )
-
-    def _warn_of_size(self, key: ApiKey) -> None:
-        if self._may_warn():
+        told, whole = _headers(key.key_id, key.owner, key.metadata_json, self._metadata)
+        if not whole and self._may_warn("size"):
             _log.warning(
                 "X-Key-Metadata of key %s is left out: it would be longer than %d bytes",
                 key.key_id, MAX_METADATA_HEADER,
             )  # fmt: skip
+        return [*told]
 
-    def _may_warn(self) -> bool:
+    def _may_warn(self, of: str) -> bool:
         """Once a minute: anybody can be the cause."""
         now = time.monotonic()
-        if now - self._warned_at < _WARN_SECONDS:
+        if now < self._silent_until.get(of, 0):
             return False
-        self._warned_at = now
+        self._silent_until[of] = now + _WARN_SECONDS
         return True
+
+
+def _is_signed(fields: Fields) -> bool:
+    """Whether there is a signature, or half of one."""
+    return _INPUT in fields or _SIGNATURE in fields
 
 
 def _credential(fields: Fields, original: Original | None) -> dict[str, Any]:
     """The one credential as :func:`present` takes it; what it finds malformed when there is none,
     or more than one."""
-    tokens = list(fields.get(b"x-api-key", ()))
-    authorization = fields.get(b"authorization", ())
+    tokens = list(fields.get(_API_KEY, ()))
+    authorization = fields.get(_AUTHORIZATION, ())
     for value in authorization:
         kind, _, token = value.partition(b" ")
         if kind.lower() == b"bearer":
             tokens.append(token.strip())
     shown: dict[str, Any] = {}
-    if any(name in fields for name in _SIGNATURE):
+    if _is_signed(fields):
         lines = [
             (name.decode(), value.decode("latin-1"))
-            for name in (*_SIGNATURE, _DIGEST)
+            for name in (_INPUT, _SIGNATURE, _DIGEST)
             for value in fields.get(name, ())
         ]
         shown["request"] = {"headers": lines}
@@ -221,8 +226,18 @@ def _visible(text: str) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _chosen(metadata_json: str, names: tuple[str, ...]) -> bytes:
-    """Some fields of a key's metadata, as base64url of canonical JSON."""
+def _headers(
+    key_id: str, owner: str | None, metadata_json: str, names: tuple[str, ...]
+) -> tuple[tuple[tuple[bytes, bytes], ...], bool]:
+    """What the service learns of a key, and whether that is all of it."""
+    headers = [(b"x-key-id", key_id.encode())]
+    if owner is not None:
+        headers.append((b"x-key-owner", _visible(owner)))
+    if not names:
+        return tuple(headers), True
     metadata = json.loads(metadata_json)
-    chosen = {name: metadata[name] for name in names if name in metadata}
-    return base64.urlsafe_b64encode(canonical_json(chosen).encode("utf-8", "surrogatepass"))
+    chosen = canonical_json({name: metadata[name] for name in names if name in metadata})
+    told = base64.urlsafe_b64encode(chosen.encode("utf-8", "surrogatepass"))
+    if len(told) > MAX_METADATA_HEADER:
+        return tuple(headers), False
+    return (*headers, (b"x-key-metadata", told)), True

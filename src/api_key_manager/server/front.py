@@ -215,7 +215,10 @@ class Front:
 
     def is_hot(self, path: str) -> bool:
         """Whether :meth:`begin` may be asked."""
-        return path in self._routes.hot or self._routes.find_open(path) is not None
+        # Where a fragment begins, is for the app's own reader of URLs to say.
+        return path in self._routes.hot or (
+            self._routes.find_open(path) is not None and "#" not in path
+        )
 
     def begin(
         self, method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
