@@ -159,6 +159,7 @@ class TestCredentials:
         combinations = [
             [one, one], [other, other], [one, other], [one, *signature(key)],
             [other, *signature(key)], [*signature(key), *signature(key)],
+            [one, one, *signature(key)], [other, other, *signature(key)],
             [one, ("Signature-Input", "x")], [one, ("Signature", "x")],
             [("Authorization", "Basic eDp5"), one], [one, ("Authorization", "")],
             *([*pairs, pair] for pairs in [signature(key)] for pair in pairs),
@@ -413,7 +414,7 @@ class TestPermissions:
         """Both are needed."""
         ask = Asker(manager, AUTHORIZE_PROFILE="nginx", AUTHORIZE_RULES=rules)
         for grants, status in (
-            (["orders.read"], 403), (["shop"], 403), (["shop", "orders.read"], 200), (["*"], 200),
+            (["orders.read"], 403), (["shop"], 403), (["shop.x"], 403), (["shop", "orders.read"], 200), (["*"], 200),
         ):  # fmt: skip
             app = await manager.create_key(kind="bearer", permissions=grants)
             question = {**asked("nginx"), "path": "/v1/authorize/shop%20or%20shop.x"}
