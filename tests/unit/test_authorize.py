@@ -414,7 +414,8 @@ class TestPermissions:
         """Both are needed."""
         ask = Asker(manager, AUTHORIZE_PROFILE="nginx", AUTHORIZE_RULES=rules)
         for grants, status in (
-            (["orders.read"], 403), (["shop"], 403), (["shop.x"], 403), (["shop", "orders.read"], 200), (["*"], 200),
+            (["orders.read"], 403), (["shop"], 403), (["shop.x"], 403),
+            (["shop", "orders.read"], 200), (["*"], 200),
         ):  # fmt: skip
             app = await manager.create_key(kind="bearer", permissions=grants)
             question = {**asked("nginx"), "path": "/v1/authorize/shop%20or%20shop.x"}
