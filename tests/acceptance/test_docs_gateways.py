@@ -73,7 +73,7 @@ def test_readme(tmp_path: Path):
                 env={**env, "AUTHORIZE_PROFILE": "nginx"}),
         process(typed("exec " + service.replace("examples", f"{ROOT}/examples")
                       .replace("8000 ", f"{behind} ")), behind, cwd=tmp_path, env=env),
-        process(typed(gateway.replace("&& nginx", "&& exec nginx")
+        process(typed(gateway.replace(" nginx -p", " exec nginx -p")
                       .replace('"$PWD/examples/gateways/nginx.conf"', str(conf))
                       .replace("data/nginx", str(tmp_path / "nginx"))),
                 before, cwd=tmp_path, env=env),
