@@ -12,6 +12,8 @@ from api_key_manager import AsyncAPIKeyValidator, KeyManager, open_manager, sign
 from benchmarks.table import Case, Work, measure, show
 
 KEY, SECRET = "client-123", "super-secret-key-of-usual-length-0001"
+LIMITED = "client-456"
+LIMITS = [{"limit": 10**9, "window_seconds": 1}, {"limit": 10**9, "window_seconds": 3600}]
 COUNT = 2000
 WARM = 20_000
 
@@ -73,13 +75,13 @@ def batch(validator: AsyncAPIKeyValidator, timestamp: int) -> tuple[Work, Work]:
     return together, one_by_one
 
 
-def warm(manager: KeyManager, timestamp: int) -> Work:
+def warm(manager: KeyManager, timestamp: int, key: str = KEY) -> Work:
     """With pauses, as every program has them: the audit log is written meanwhile."""
-    signature = sign(SECRET, KEY, timestamp)
+    signature = sign(SECRET, key, timestamp)
 
     async def work() -> None:
         for i in range(WARM):
-            await manager.validate_key(KEY, signature, timestamp)
+            await manager.validate_key(key, signature, timestamp)
             if i % 100 == 0:
                 await asyncio.sleep(0)
 
@@ -108,6 +110,8 @@ async def run(folder: Path) -> bool:
         for one in (manager, in_memory):
             await one.create_key(KEY, SECRET)
             await one.validate_key(KEY, sign(SECRET, KEY, now), now)
+        await manager.create_key(LIMITED, SECRET, rate_limits=LIMITS)
+        await manager.validate_key(LIMITED, sign(SECRET, LIMITED, now), now)
 
         async def settle() -> None:
             # What the last case left to be written is not this one's to pay for.
@@ -130,6 +134,8 @@ async def run(folder: Path) -> bool:
             Case("KeyManager.validate_key, SQLite, warm, audit on", warm(manager, now), WARM,
                  bare_name, 6.0),
             Case("the same, CPU of all threads", warm(manager, now), WARM, bare_name, cpu=True),
+            Case("KeyManager.validate_key, SQLite, warm, two rate limits",
+                 warm(manager, now, LIMITED), WARM, bare_name, before=settle),
             Case("KeyManager.validate_key, SQLite, cold, CPU", cold(manager, now), 200,
                  before=settle, cpu=True, target_us=100),
         ]  # fmt: skip

@@ -73,7 +73,7 @@ class TestReasons:
         order = sections(read("reasons.md"), "##")["Order"]
         named = set(re.findall(r"`(\w+)`", order))
         assert named == {str(reason) for reason in Reason} - {
-            "valid", "rate_limited", "quota_exceeded", "unavailable",
+            "valid", "quota_exceeded", "unavailable",
         }  # fmt: skip
 
     def test_other_errors(self):

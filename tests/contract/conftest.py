@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from api_key_manager.core import AsyncAPIKeyValidator, KeyManager
+from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.memory import (
     MemoryBox,
     MemoryIdempotency,
@@ -97,8 +98,18 @@ async def backend(request, tmp_path, clock) -> AsyncIterator[Backend]:
         yield opened
 
 
+def make_limiter(clock: Any) -> MemoryLimiter:
+    """A limiter whose time is the test's."""
+    return MemoryLimiter(clock=lambda: round(clock() * 1e9))
+
+
 def make_manager(
-    backend: Backend, clock: Any, *, store: Any = None, **validator: Any
+    backend: Backend,
+    clock: Any,
+    *,
+    store: Any = None,
+    options: Mapping[str, Any] | None = None,
+    **validator: Any,
 ) -> KeyManager:
     """A manager over a backend as the wiring makes one: cached, with batched audit writes."""
     store = store or backend.store
@@ -111,6 +122,7 @@ def make_manager(
         cache=RecordCache(1000, 300, owned=True),
         recorder=Recorder(store),
         background=True,
+        **{"limiter": make_limiter(clock), **(options or {})},
     )
 
 
@@ -131,4 +143,7 @@ def either_manager(request, backend, clock) -> KeyManager:
     if request.param == "cached":
         return make_manager(backend, clock)
     validator = AsyncAPIKeyValidator(clock=clock)
-    return KeyManager(validator, store=backend.store, box=backend.box, nonces=backend.nonces())
+    return KeyManager(
+        validator, store=backend.store, box=backend.box, nonces=backend.nonces(),
+        limiter=make_limiter(clock),
+    )  # fmt: skip

@@ -22,7 +22,8 @@ CORE = {
     "APIKeyManagerException", "ApiKey", "AsyncAPIKeyValidator", "AuditEvent", "ConfigurationError",
     "ConflictError", "EncryptionError", "InvalidSignatureError", "KeyExistsError",
     "KeyExpiredError", "KeyManager", "KeyNotFoundError", "KeyRevokedError", "KeyVersion",
-    "PermissionDeniedError", "RateLimitExceededError", "Reason", "StorageError",
+    "MemoryLimiter", "PermissionDeniedError", "RateLimit", "RateLimitExceededError", "Reason",
+    "StorageError",
     "ValidationError", "VaultError", "Verdict", "sign", "sign_request",
 }  # fmt: skip
 PACKAGE = CORE | {"Settings", "open_manager"}

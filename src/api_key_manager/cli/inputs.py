@@ -17,8 +17,10 @@ __all__ = [
     "parse_json_object",
     "present_values",
     "read_duration",
+    "read_rate_limit",
     "read_secret",
     "read_when",
+    "write_rate_limit",
 ]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -35,6 +37,22 @@ def read_duration(text: str, option: str) -> int:
     if not _DURATION.fullmatch(text):
         raise Failure(f"{option}: seconds, or a duration such as 15m, 12h, 30d", MISUSE)
     return sum(int(number) * _UNITS[unit] for number, unit in _PART.findall(text))
+
+
+def read_rate_limit(text: str, option: str) -> dict[str, Any]:
+    """A rate limit, from ``10/1s``, ``1000/1h`` or ``burst=10/1s``."""
+    name, named, rest = text.rpartition("=")
+    number, slash, window = rest.partition("/")
+    if not (slash and number.isascii() and number.isdecimal() and len(number) <= 10 and window):
+        raise Failure(f"{option}: [NAME=]N/TIME such as burst=10/1s or 1000/1h", MISUSE)
+    seconds = read_duration(window, option)
+    limit: dict[str, Any] = {"limit": int(number), "window_seconds": seconds}
+    return {"name": name.strip(), **limit} if named else limit
+
+
+def write_rate_limit(limit: dict[str, Any]) -> str:
+    """A rate limit as :func:`read_rate_limit` takes it."""
+    return f"{limit['name']}={limit['limit']}/{limit['window_seconds']}s"
 
 
 def read_when(text: str, option: str, *, ago: bool = False) -> str:

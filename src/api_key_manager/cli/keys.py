@@ -12,8 +12,10 @@ from api_key_manager.cli.inputs import (
     parse_json_object,
     present_values,
     read_duration,
+    read_rate_limit,
     read_secret,
     read_when,
+    write_rate_limit,
 )
 from api_key_manager.cli.options import Json, KeyId, Url
 from api_key_manager.cli.output import details, document, note, short_time, table
@@ -30,6 +32,14 @@ Permissions = Annotated[
 Addresses = Annotated[
     list[str] | None,
     typer.Option("--ip", metavar="CIDR", help="Who may use the key; repeatable."),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rate-limit",
+        metavar="[NAME=]N/TIME",
+        help="So many requests per time, such as burst=10/1s or 1000/1h; repeatable.",
+    ),
 ]
 Expires = Annotated[
     str | None,
@@ -55,6 +65,7 @@ def _fields(
     metadata: str | None,
     permissions: list[str] | None,
     addresses: list[str] | None,
+    limits: list[str] | None,
     expires: str | None,
     min_scheme: str | None,
     owner: str | None,
@@ -71,6 +82,10 @@ def _fields(
         body["permissions"] = present_values(permissions)
     if addresses is not None:
         body["ip_allowlist"] = present_values(addresses)
+    if limits is not None:
+        body["rate_limits"] = [
+            read_rate_limit(limit, "--rate-limit") for limit in present_values(limits)
+        ]
     if expires is not None:
         body["expires_at"] = read_when(expires, "--expires")
     if min_scheme is not None:
@@ -97,7 +112,10 @@ def _show_secret(answer: dict[str, Any], json: bool) -> None:
 
 
 def _described(key: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in key.items() if name not in ("secret", "token")}
+    described = {name: value for name, value in key.items() if name not in ("secret", "token")}
+    if described.get("rate_limits"):
+        described["rate_limits"] = [write_rate_limit(item) for item in described["rate_limits"]]
+    return described
 
 
 @app.command("create")
@@ -111,6 +129,7 @@ def create(
     metadata: Metadata = None,
     permission: Permissions = None,
     ip: Addresses = None,
+    rate_limit: Limits = None,
     expires: Expires = None,
     min_scheme: MinScheme = None,
     owner: Owner = None,
@@ -125,8 +144,8 @@ def create(
     """Make a key, and show its secret or token this once."""
     from api_key_manager.cli.client import single
 
-    body = {"kind": kind, **_fields(metadata, permission, ip, expires, min_scheme, owner,
-                                    environment)}  # fmt: skip
+    body = {"kind": kind, **_fields(metadata, permission, ip, rate_limit, expires, min_scheme,
+                                    owner, environment)}  # fmt: skip
     if key_id is not None:
         body["key_id"] = key_id
     if prefix is not None:
@@ -211,6 +230,10 @@ def update(
     metadata: Metadata = None,
     permission: Permissions = None,
     ip: Addresses = None,
+    rate_limit: Limits = None,
+    no_rate_limits: Annotated[
+        bool, typer.Option("--no-rate-limits", help="Take all its own rate limits away.")
+    ] = False,
     expires: Expires = None,
     no_expiry: Annotated[bool, typer.Option("--no-expiry", help="Let it never expire.")] = False,
     min_scheme: MinScheme = None,
@@ -227,7 +250,13 @@ def update(
 
     if no_expiry and expires is not None:
         raise Failure("--expires and --no-expiry: name one of them", MISUSE)
-    body = _fields(metadata, permission, ip, expires, min_scheme, owner, environment)
+    if no_rate_limits and rate_limit is not None:
+        raise Failure("--rate-limit and --no-rate-limits: name one of them", MISUSE)
+    body = _fields(
+        metadata, permission, ip, rate_limit, expires, min_scheme, owner, environment
+    )  # fmt: skip
+    if no_rate_limits:
+        body["rate_limits"] = []
     if no_expiry:
         body["expires_at"] = None
     if disable is not None:

@@ -190,10 +190,10 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     )
 
     RATE_LIMIT_ENABLED: bool = Field(
-        False, description="Whether keys are rate limited; not built yet."
+        False, description="Whether keys without limits of their own get a default one."
     )
     RATE_LIMIT_PER_MINUTE: int = Field(
-        100, ge=1, le=1_000_000_000, description="The default limit of a key, in calls per minute."
+        100, ge=1, le=1_000_000_000, description="The default limit of a key, in requests a minute."
     )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="Not built yet: a Redis that several nodes share."
@@ -232,6 +232,11 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         if self.AUTHORIZE_RULES and not self.AUTHORIZE_PROFILE:
             # Rules are about the original request, which only a gateway can tell.
             raise ValueError("AUTHORIZE_RULES is set, but AUTHORIZE_PROFILE is not: set both")
+        if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
+            raise ValueError(
+                f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
+                " count for themselves: use WORKERS=1, or RATE_LIMIT_ENABLED=false"
+            )
         return self
 
     @classmethod
@@ -300,7 +305,6 @@ _BUILT: Final[dict[str, bool | int | str]] = {
     "ON_STORE_OUTAGE": "deny",
     "MAX_STALE_SECONDS": "",
     "AUDIT_RETENTION_DAYS": "",
-    "RATE_LIMIT_ENABLED": False,
     "REDIS_URL": "",
     "ON_LIMITER_OUTAGE": "local",
     "VAULT_ENABLED": False,

@@ -75,6 +75,7 @@ keys = Table(
     Column("metadata_json", Text, nullable=False),
     Column("permissions", Text, nullable=False),
     Column("ip_allowlist", Text, nullable=False),
+    Column("rate_limits", Text, nullable=False),
     Column("min_scheme", String(24), nullable=False),
     Column("disabled", Boolean, nullable=False),
     Column("expires_at", BigInteger),
@@ -89,6 +90,8 @@ keys = Table(
     Column("next_end_at", BigInteger),
     Index("ix_keys_realm", "realm", "key_id"),
     Index("ix_keys_next_end", "next_end_at", sqlite_where=text("next_end_at IS NOT NULL")),
+    # Whether there are any, which several workers ask before they start.
+    Index("ix_keys_limited", "key_id", sqlite_where=text("rate_limits <> '[]'")),
 )
 
 key_versions = Table(

@@ -21,6 +21,8 @@ from api_key_manager.core.exceptions import (
     VaultError,
 )
 from api_key_manager.core.http_signatures import sign_request
+from api_key_manager.core.limiter import MemoryLimiter
+from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.manager import KeyManager
 from api_key_manager.core.models import ApiKey, AuditEvent, KeyVersion, Verdict
 from api_key_manager.core.signing import sign
@@ -41,7 +43,9 @@ __all__ = [
     "KeyNotFoundError",
     "KeyRevokedError",
     "KeyVersion",
+    "MemoryLimiter",
     "PermissionDeniedError",
+    "RateLimit",
     "RateLimitExceededError",
     "Reason",
     "StorageError",

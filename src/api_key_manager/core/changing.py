@@ -51,6 +51,7 @@ class Changing:
     prefix: str
     clock: Callable[[], float]
     closed: bool = False
+    limits_shared: bool = True
 
     def _now(self) -> int:
         return int(self.clock() * MICROSECONDS)

@@ -132,9 +132,22 @@ class PermissionDeniedError(APIKeyManagerException):
 
 
 class RateLimitExceededError(APIKeyManagerException):
-    """A rate limit or quota of the key is used up for now."""
+    """A rate limit or quota of the key is used up for now.
+
+    Args:
+        message: as of every exception.
+        reason: the slug.
+        retry_after: seconds after which the same request would pass; ``None`` when it never would,
+            because it costs more than the whole limit, or when nobody knows.
+    """
 
     default_reason = Reason.RATE_LIMITED.value
+
+    def __init__(
+        self, message: str = "", *, reason: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, reason=reason)
+        self.retry_after = retry_after
 
 
 class ConfigurationError(APIKeyManagerException):

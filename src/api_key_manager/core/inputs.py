@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from api_key_manager.core.addresses import check_allowlist
 from api_key_manager.core.exceptions import ValidationError
+from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.models import MICROSECONDS, MIN_SCHEMES, canonical_json
 from api_key_manager.core.permissions import check_grants
 from api_key_manager.core.signing import MAX_TIMESTAMP
@@ -18,6 +20,7 @@ __all__ = [
     "check_limit",
     "check_metadata",
     "check_overlap",
+    "check_rate_limits",
     "check_secret",
     "check_text",
     "clean_fields",
@@ -25,7 +28,12 @@ __all__ = [
 
 MAX_METADATA = 16 * 1024
 MAX_OVERLAP_SECONDS = 90 * 86_400
+MAX_RATE_LIMITS = 8
+_MAX_RATE = 1_000_000_000
+_MAX_WINDOW = 365 * 86_400
 _MAX_DEPTH = 16
+
+_is_limit_name = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}").fullmatch
 
 
 def check_text(field: str, value: object, longest: int = 128) -> str | None:
@@ -136,6 +144,56 @@ def check_limit(value: object, most: int) -> int:
     return value
 
 
+def check_rate_limits(value: object) -> tuple[RateLimit, ...]:
+    """Limits as users write them: objects with ``limit``, ``window_seconds`` and a ``name``.
+
+    A limit without a name is called what it is, such as ``100-per-60s``.
+
+    Raises:
+        ValidationError: the message names the item and its field.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)) or isinstance(value, RateLimit):
+        raise ValidationError("rate_limits: a list of objects is allowed")
+    if len(value) > MAX_RATE_LIMITS:
+        raise ValidationError(f"rate_limits: at most {MAX_RATE_LIMITS} are allowed")
+    limits = tuple(_check_rate_limit(f"rate_limits[{i}]", item) for i, item in enumerate(value))
+    known: set[str] = set()
+    for i, limit in enumerate(limits):
+        if limit.name in known:
+            raise ValidationError(f"rate_limits[{i}].name: another limit has this name")
+        known.add(limit.name)
+    return limits
+
+
+def _check_rate_limit(where: str, item: object) -> RateLimit:
+    if isinstance(item, RateLimit):
+        item = item._asdict()
+    if not isinstance(item, Mapping):
+        raise ValidationError(f"{where}: an object with limit and window_seconds is allowed")
+    for name in item:
+        if name not in RateLimit._fields:
+            shown = name[:32] if isinstance(name, str) and name.isidentifier() else "a field"
+            raise ValidationError(f"{where}: {shown} is not one of name, limit, window_seconds")
+    limit = _whole(f"{where}.limit", item.get("limit"), _MAX_RATE)
+    window = _whole(f"{where}.window_seconds", item.get("window_seconds"), _MAX_WINDOW)
+    name = item.get("name")
+    if name is None:
+        name = f"{limit}-per-{window}s"
+    elif type(name) is not str or not _is_limit_name(name):
+        raise ValidationError(
+            f"{where}.name: 1 to 32 of a-z 0-9 _ - are allowed, a letter or digit first"
+        )
+    return RateLimit(name, limit, window)
+
+
+def _whole(field: str, value: object, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValidationError(f"{field}: a whole number from 1 to {most} is allowed")
+    return value
+
+
 def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Fields of a key as users name them, turned into attributes of the record.
 
@@ -150,6 +208,8 @@ def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
             clean[name] = check_grants(() if value is None else value)
         elif name == "ip_allowlist":
             clean[name] = check_allowlist(() if value is None else value)
+        elif name == "rate_limits":
+            clean[name] = check_rate_limits(value)
         elif name == "expires_at":
             clean[name] = check_instant(name, value)
         elif name in ("owner", "environment"):

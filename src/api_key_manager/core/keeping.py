@@ -77,8 +77,8 @@ class KeyLifeCycle(Changing):
             kind: ``signed`` or ``bearer``.
             prefix: of the minted secret or token.
             realm, by, receipt: for servers: whose key it is, who asks, and what to keep.
-            **fields: ``expires_at``, ``permissions``, ``ip_allowlist``, ``min_scheme``,
-                ``owner``, ``environment``, ``disabled``.
+            **fields: ``expires_at``, ``permissions``, ``ip_allowlist``, ``rate_limits``,
+                ``min_scheme``, ``owner``, ``environment``, ``disabled``.
 
         Returns:
             The key with its ``secret`` (signed) or ``token`` (bearer): shown this once.
@@ -86,13 +86,14 @@ class KeyLifeCycle(Changing):
         Raises:
             KeyExistsError: the id is taken, also by a key that was revoked or deleted.
             ValidationError: a value that is not allowed; the message names the field.
+            ConflictError: rate limits where several processes would each count for themselves.
         """
         now = self._now()
         if kind not in ("signed", "bearer"):
             raise ValidationError("kind: signed or bearer is allowed")
         key_id = mint_id() if key_id is None else check_new_id(key_id, realm)
         prefix = self.prefix if prefix is None else check_prefix(prefix)
-        clean = clean_fields({"metadata": metadata, **fields}, kind)
+        clean = self._clean({"metadata": metadata, **fields}, kind)
         expires_at = clean.get("expires_at")
         if expires_at is not None and expires_at <= now:
             raise ValidationError("expires_at: an instant in the future is allowed")
@@ -111,21 +112,31 @@ class KeyLifeCycle(Changing):
         await self._write([Change(record, None, [event])], kept)
         return answer
 
+    def _clean(self, fields: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+        clean = clean_fields(fields, kind)
+        if clean.get("rate_limits") and not self.limits_shared:
+            raise ConflictError(
+                "rate_limits: the workers of this server do not count together, so each would let"
+                " the key through anew; serve with WORKERS=1"
+            )
+        return clean
+
     async def update_key(
         self, key_id: str, *, realm: str = KEY_REALM, by: Origin = LIBRARY, **fields: Any
     ) -> dict[str, Any]:
         """Change ``metadata``, ``permissions``, ``expires_at``, ``ip_allowlist``,
-        ``min_scheme``, ``disabled``, ``owner`` or ``environment``.
+        ``rate_limits``, ``min_scheme``, ``disabled``, ``owner`` or ``environment``.
 
         Raises:
             KeyNotFoundError: no such key.
             ValidationError: a value that is not allowed, or nothing to change.
+            ConflictError: as :meth:`create_key`, or somebody else changed the key all the time.
         """
         if not fields:
             raise ValidationError("fields: name at least one to change")
 
         def step(record: ApiKey, now: int) -> Change:
-            clean = clean_fields(fields, record.kind)
+            clean = self._clean(fields, record.kind)
             if "metadata_json" in clean:
                 for secret in live_secrets(record, self.box):
                     _keep_apart(secret, clean["metadata_json"])

@@ -8,11 +8,21 @@ from typing import Any, Literal
 
 from api_key_manager.core.changing import LIBRARY, Origin
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
+from api_key_manager.core.inputs import check_rate_limits
 from api_key_manager.core.keeping import KeyLifeCycle
+from api_key_manager.core.limiter import MemoryLimiter
+from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
 from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
-from api_key_manager.core.ports import EmbeddedStore, KeyStore, NonceStore, SecretBox, is_embedded
+from api_key_manager.core.ports import (
+    EmbeddedStore,
+    KeyStore,
+    NonceStore,
+    RateLimiter,
+    SecretBox,
+    is_embedded,
+)
 from api_key_manager.core.presented import Presented, present, present_item, why_malformed
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache, Records
@@ -34,6 +44,11 @@ class KeyManager(KeyLifeCycle):
         store: where keys live.
         box: seals their secrets; needed with every store but the memory one.
         nonces: where used nonces are held; without one no nonce is accepted by other stores.
+        limiter: where it is counted what keys take from their rate limits; in this process when
+            left out.
+        default_limits: of keys that have none of their own.
+        limits_shared: whether all who validate these keys count together; if not, no key gets a
+            limit, since each of them would let it through anew.
         prefix: of minted secrets and tokens.
         nonce_window_seconds: how old a timestamp with a nonce may be.
         cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
@@ -51,6 +66,9 @@ class KeyManager(KeyLifeCycle):
         store: KeyStore | None = None,
         box: SecretBox | None = None,
         nonces: NonceStore | None = None,
+        limiter: RateLimiter | None = None,
+        default_limits: Sequence[RateLimit] = (),
+        limits_shared: bool = True,
         prefix: str = "akm",
         nonce_window_seconds: int = 300,
         cache: RecordCache | None = None,
@@ -67,6 +85,7 @@ class KeyManager(KeyLifeCycle):
         self.store = store if store is not None else MemoryStore()
         self.box = box if box is not None else MemoryBox()
         self.prefix = check_prefix(prefix)
+        self.limits_shared = limits_shared
         self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=store is None)
         self.records = Records(self.store, self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
@@ -76,6 +95,8 @@ class KeyManager(KeyLifeCycle):
             records=self.records,
             # Claims in memory are no use to keys that outlive them: such a store refuses them all.
             nonces=nonces or MemoryNonceStore(self.clock() if in_memory else float("inf")),
+            limiter=limiter if limiter is not None else MemoryLimiter(),
+            default_limits=check_rate_limits(default_limits),
             recorder=self.recorder,
             rules=replace(self.validator.rules, nonce_window=nonce_window_seconds),
             write=self._write,
@@ -98,7 +119,7 @@ class KeyManager(KeyLifeCycle):
             now: Unix seconds.
 
         Returns:
-            ``None`` when I/O is needed; then nothing was claimed, counted or recorded.
+            ``None`` when I/O is needed; then nothing was claimed, charged, counted or recorded.
         """
         verdict = self._verifier.verify_now(presented, now)
         if verdict is None and self._flush_when_full and self.recorder.full:
@@ -116,6 +137,7 @@ class KeyManager(KeyLifeCycle):
         request: Mapping[str, Any] | None = None,
         ip: str | None = None,
         permissions: str | Sequence[str] | None = None,
+        cost: int = 1,
         realm: str = KEY_REALM,
         by: Origin = LIBRARY,
     ) -> Verdict:
@@ -128,13 +150,15 @@ class KeyManager(KeyLifeCycle):
                 ``body_sha256`` of a signed HTTP request.
             ip: the caller's address.
             permissions: an expression, or a list that is needed whole.
+            cost: how many requests this one counts for in the key's rate limits.
 
         Returns:
             A verdict, also for unusable input; this never raises for a refusal.
         """
         presented = present(
             key_id, signature, timestamp, nonce, token=token, request=request, ip=ip,
-            permissions=permissions, realm=realm, request_id=by.request_id, actor=by.actor,
+            permissions=permissions, cost=cost, realm=realm, request_id=by.request_id,
+            actor=by.actor,
         )  # fmt: skip
         return await self.verify_presented(presented)
 

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from api_key_manager.core.exceptions import OUTCOMES, APIKeyManagerException, Reason
+from api_key_manager.core.exceptions import (
+    OUTCOMES,
+    APIKeyManagerException,
+    RateLimitExceededError,
+    Reason,
+)
+from api_key_manager.core.limits import Decision, RateLimit
 
 __all__ = [
     "ADMIN_REALM",
@@ -117,6 +123,7 @@ class ApiKey:
     metadata_json: str = "{}"
     permissions: tuple[str, ...] = ()
     ip_allowlist: tuple[str, ...] = ()
+    rate_limits: tuple[RateLimit, ...] = ()
     min_scheme: str = "static"
     disabled: bool = False
     expires_at: int | None = None
@@ -168,9 +175,9 @@ class ApiKey:
         columns = [
             "akm-record-1", self.key_id, self.realm, self.kind, self.prefix, self.owner,
             self.environment, self.metadata_json, list(self.permissions),
-            list(self.ip_allowlist), self.min_scheme, self.disabled, self.expires_at,
-            self.expired, self.revoked_at, self.revoked, self.revoke_reason, self.created_at,
-            self.updated_at, self.deleted_at, self.revision,
+            list(self.ip_allowlist), list(self.rate_limits), self.min_scheme, self.disabled,
+            self.expires_at, self.expired, self.revoked_at, self.revoked, self.revoke_reason,
+            self.created_at, self.updated_at, self.deleted_at, self.revision,
             [
                 [v.version, v.created_at, v.ends_at, v.pepper,
                  v.sealed.hex() if v.sealed else None, v.digest.hex() if v.digest else None]
@@ -193,6 +200,7 @@ class ApiKey:
             "metadata": self.metadata,
             "permissions": list(self.permissions),
             "ip_allowlist": list(self.ip_allowlist),
+            "rate_limits": [limit.to_dict() for limit in self.rate_limits],
             "min_scheme": self.min_scheme,
             "active": state == "active",
             "state": state,
@@ -207,14 +215,14 @@ class ApiKey:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of one credential. A refusal is a value; truth means "accepted".
 
     ``key`` is set only once the caller has proved the secret, so nothing of a key is shown to
     somebody who merely knows its id. ``scheme == "static"`` says that the timestamp, if any, was
     not authenticated. ``cached``: answered without I/O for the record. ``body_verified``, of a
-    signed request: whether the body was compared with what was signed.
+    signed request: whether the body was compared with what was signed. ``rate_limit``: what the
+    key's limits said; ``None`` when it has none, or when it was not for them to say.
     """
 
     reason: Reason
@@ -224,6 +232,7 @@ class Verdict:
     scheme: Scheme | None = None
     cached: bool = False
     body_verified: bool | None = None
+    rate_limit: Decision | None = None
 
     @property
     def valid(self) -> bool:
@@ -253,7 +262,16 @@ class Verdict:
         if self.valid:
             raise ValueError("a valid verdict has no error")
         outcome = OUTCOMES[self.reason]
+        if self.rate_limit is not None and self.reason is Reason.RATE_LIMITED:
+            return _limit_error(self.rate_limit, outcome.message)
         return outcome.exception(outcome.message, reason=self.reason)
+
+
+def _limit_error(decision: Decision, message: str) -> RateLimitExceededError:
+    name = decision.deciding.name
+    if decision.never:
+        return RateLimitExceededError(f"the cost is more than the rate limit {name} ever holds")
+    return RateLimitExceededError(f"{message}: {name}", retry_after=decision.retry_after)
 
 
 class AuditEvent(NamedTuple):

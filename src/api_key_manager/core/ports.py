@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Literal, NamedTuple, Protocol, TypeGuard
 
+from api_key_manager.core.limits import Decision, RateLimit
 from api_key_manager.core.models import (
     ApiKey,
     AuditEvent,
@@ -24,6 +25,7 @@ from api_key_manager.core.signing import MacState
 
 __all__ = [
     "BEGUN_SECONDS",
+    "Ask",
     "Begun",
     "Claim",
     "ClaimResult",
@@ -31,6 +33,7 @@ __all__ = [
     "IdempotencyStore",
     "KeyStore",
     "NonceStore",
+    "RateLimiter",
     "Receipt",
     "Seal",
     "SecretBox",
@@ -177,6 +180,35 @@ class NonceStore(Protocol):
 
     async def claim(self, claims: Sequence[Claim], now: float, skew: int) -> list[ClaimResult]:
         """Take each nonce that is free, durably before it returns; results in order."""
+        ...
+
+
+class Ask(NamedTuple):
+    """What a request takes from limits, and whose they are."""
+
+    key: str
+    limits: tuple[RateLimit, ...]
+    cost: int = 1
+
+
+class RateLimiter(Protocol):
+    """How much each key has taken. One key has one set of limits: ask for another set, and what
+    is only in the old one is forgotten."""
+
+    def take_now(self, key: str, limits: tuple[RateLimit, ...], cost: int) -> Decision | None:
+        """Take ``cost`` from every limit, or nothing from any.
+
+        Returns:
+            ``None`` when that needs I/O; then nothing was taken.
+        """
+        ...
+
+    async def take(self, asked: Sequence[Ask]) -> list[Decision]:
+        """The same for many, as if in order, with whatever I/O that takes.
+
+        Raises:
+            StorageError: it cannot be told.
+        """
         ...
 
 

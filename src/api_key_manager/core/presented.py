@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from api_key_manager.core.addresses import Address, parse_address
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.http_signatures import SignedRequest, named_key, read_request
+from api_key_manager.core.limits import MAX_COST
 from api_key_manager.core.models import KEY_REALM
 from api_key_manager.core.permissions import Expression, compile_expression
 from api_key_manager.core.signing import is_nonce, is_timestamp, parse_signature
@@ -41,6 +42,7 @@ class Presented(NamedTuple):
     actor: str | None = None
     malformed: bool = False
     request: SignedRequest | None = None
+    cost: int = 1
 
     def __repr__(self) -> str:
         return f"Presented({self.key_id!r})"
@@ -60,6 +62,7 @@ def present(
     request_id: str | None = None,
     tags: tuple[str, ...] = (),
     actor: str | None = None,
+    cost: Any = None,
 ) -> Presented:
     """Read what a caller presents. What cannot be read is ``malformed``.
 
@@ -71,6 +74,8 @@ def present(
         ip: the caller's address, as text.
         permissions: an expression or a list, see :mod:`api_key_manager.core.permissions`.
         realm: whose keys are meant.
+        cost: how many requests this one counts for in the key's rate limits, 1 to 1,000,000; 1
+            when left out.
         request_id, tags, actor: for the audit log; ``actor`` is who asks on the caller's behalf.
     """
     address = wanted = prefix = mac = raw = read = None
@@ -84,6 +89,10 @@ def present(
             wanted = compile_expression(permissions)
         except ValidationError:
             good = False
+    if cost is None:
+        cost = 1
+    elif type(cost) is not int or not 1 <= cost <= MAX_COST:
+        good = False
     if request is not None:
         alone = key_id is signature is timestamp is nonce is token is None
         read = read_request(request) if alone else None
@@ -110,7 +119,7 @@ def present(
     if good:
         return Presented(
             key_id, mac, timestamp, nonce, raw, prefix,
-            address, wanted, realm, ip, request_id, tags, actor, False, read,
+            address, wanted, realm, ip, request_id, tags, actor, False, read, cost,
         )  # fmt: skip
     return Presented(
         key_id, realm=realm, ip=ip, request_id=request_id, tags=tags, actor=actor, malformed=True
@@ -130,14 +139,14 @@ def present_item(item: Any) -> Presented:
     if not isinstance(item, Mapping):
         return present(actor="library")
     known = {"key_id", "key", "signature", "timestamp", "nonce", "token", "request", "ip",
-             "permissions"}  # fmt: skip
+             "permissions", "cost"}  # fmt: skip
     key_id = item.get("key_id", item.get("key"))
     if not item.keys() <= known:
         return present(key_id, actor="library")
     return present(
         key_id, item.get("signature"), item.get("timestamp"), item.get("nonce"),
         token=item.get("token"), request=item.get("request"), ip=item.get("ip"),
-        permissions=item.get("permissions"), actor="library",
+        permissions=item.get("permissions"), cost=item.get("cost"), actor="library",
     )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ class Recorder:
         action = "login_refused" if admin else "key_refused"
         event = AuditEvent(
             int(now * MICROSECONDS), action, key_id, presented.actor, reason.value,
-            ip, presented.request_id, _tagged(presented.tags) if presented.tags else None,
+            ip, presented.request_id, _refusal_detail(presented.tags, verdict),
         )  # fmt: skip
         if reason not in _UNAUTHENTICATED:
             self._events.append(event)
@@ -279,8 +279,12 @@ def _detail(scheme: str | None, version: int | None) -> str:
     return canonical_json({"scheme": scheme, "version": version})
 
 
-def _tagged(tags: Sequence[str], scheme: str | None = None, version: int | None = None) -> str:
-    detail: dict[str, object] = {"tags": list(tags)}
-    if scheme is not None:
-        detail.update(scheme=scheme, version=version)
-    return canonical_json(detail)
+def _refusal_detail(tags: Sequence[str], verdict: Verdict) -> str | None:
+    detail: dict[str, object] = {"tags": list(tags)} if tags else {}
+    if verdict.rate_limit is not None and verdict.reason is Reason.RATE_LIMITED:
+        detail["limit"] = verdict.rate_limit.deciding.name
+    return canonical_json(detail) if detail else None
+
+
+def _tagged(tags: Sequence[str], scheme: str | None, version: int | None) -> str:
+    return canonical_json({"tags": list(tags), "scheme": scheme, "version": version})

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 
 from api_key_manager.core.exceptions import (
     APIKeyManagerException,
@@ -15,9 +14,17 @@ from api_key_manager.core.exceptions import (
     StorageError,
 )
 from api_key_manager.core.lifecycle import settle
-from api_key_manager.core.models import MICROSECONDS, ApiKey, Change, Verdict
+from api_key_manager.core.limits import Decision, RateLimit
+from api_key_manager.core.models import ADMIN_REALM, MICROSECONDS, ApiKey, Change, Verdict
 from api_key_manager.core.policy import OpenKey, Rules, judge
-from api_key_manager.core.ports import Claim, ClaimResult, KeyStore, NonceStore
+from api_key_manager.core.ports import (
+    Ask,
+    Claim,
+    ClaimResult,
+    KeyStore,
+    NonceStore,
+    RateLimiter,
+)
 from api_key_manager.core.presented import Presented
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import Found, Records
@@ -34,7 +41,8 @@ class Verifier:
     """Judges credentials and records what became of them.
 
     Args:
-        store, records, nonces, recorder, rules: see their modules.
+        store, records, nonces, limiter, recorder, rules: see their modules.
+        default_limits: of every key that has none of its own; admin tokens have no limits.
         write: makes a change and lets the caches know of it.
         write_through: whether each verdict is in the store before it is given.
     """
@@ -45,6 +53,8 @@ class Verifier:
         store: KeyStore,
         records: Records,
         nonces: NonceStore,
+        limiter: RateLimiter,
+        default_limits: tuple[RateLimit, ...],
         recorder: Recorder,
         rules: Rules,
         write: Write,
@@ -54,6 +64,8 @@ class Verifier:
         self._records = records
         self._cached = records.cache.get
         self._nonces = nonces
+        self._limiter = limiter
+        self._default_limits = default_limits
         self._recorder = recorder
         self._rules = rules
         self._write = write
@@ -76,21 +88,32 @@ class Verifier:
         if key is None or presented.nonce is not None or now >= key.next_end:
             return None
         verdict = judge(key, presented, now, self._rules)
+        limits = self._limits_of(key.record)
+        if limits and verdict.reason is Reason.VALID:
+            decision = self._limiter.take_now(presented.key_id, limits, presented.cost)
+            if decision is None:
+                return None
+            verdict = _limited(verdict, decision)
         self._recorder.note(presented, verdict, now)
         return verdict
+
+    def _limits_of(self, record: ApiKey) -> tuple[RateLimit, ...]:
+        if record.rate_limits or record.realm == ADMIN_REALM:
+            return record.rate_limits
+        return self._default_limits
 
     def repeat_now(self, presented: Presented, verdict: Verdict, now: float) -> bool:
         """Whether an admin token that was accepted is so again, and is noted as used again.
 
         True only when nothing that the verdict rests on can have changed: the record is the very
-        one that was judged, and none of its ends has come.
+        one that was judged, none of its ends has come, and it has no limits that would be charged.
 
         Args:
             presented: the token and its circumstances, the same as then.
             verdict: what :meth:`verify_now` said then.
             now: Unix seconds.
         """
-        if self._write_through or self._recorder.full or self.closed:
+        if self._write_through or self._recorder.full or self.closed or verdict.rate_limit:
             return False
         key = self._cached(presented.key_id)
         if key is None or key.record is not verdict.key or now >= key.next_end:
@@ -145,6 +168,7 @@ class Verifier:
         ]
         if any(presented.nonce is not None for presented in batch):
             await self._claim(batch, verdicts, keys, now)
+        await self._take(batch, verdicts)
         return verdicts
 
     def _judge(
@@ -163,11 +187,7 @@ class Verifier:
         # enough to push other keys out of it.
         if verdict.key is not None:
             self._records.keep(found, since)
-        # Written out: dataclasses.replace() takes five times as long.
-        return Verdict(
-            verdict.reason, verdict.key_id, verdict.key, verdict.version, verdict.scheme, False,
-            verdict.body_verified,
-        )  # fmt: skip
+        return verdict._replace(cached=False)
 
     async def _settle(self, ended: list[OpenKey], now: float) -> bool:
         """Make what has ended end for good, before anything is said about it.
@@ -211,9 +231,9 @@ class Verifier:
             results = [ClaimResult.REFUSED] * len(claims)
         for i, result in zip(claims, results, strict=True):
             if result is ClaimResult.REPLAYED:
-                verdicts[i] = replace(verdicts[i], reason=Reason.REPLAYED)
+                verdicts[i] = verdicts[i]._replace(reason=Reason.REPLAYED)
             elif result is ClaimResult.REFUSED:
-                verdicts[i] = replace(verdicts[i], reason=Reason.UNAVAILABLE)
+                verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
 
     def _claim_of(self, presented: Presented, key: Found | None, verdict: Verdict) -> Claim:
         timestamp, rules = presented.timestamp or 0, self._rules
@@ -230,6 +250,25 @@ class Verifier:
             made / MICROSECONDS,
         )
 
+    async def _take(self, batch: Sequence[Presented], verdicts: list[Verdict]) -> None:
+        """Charge the limits of what has passed everything else; put refusals into ``verdicts``."""
+        asked = {
+            i: Ask(presented.key_id, limits, presented.cost)
+            for i, (presented, verdict) in enumerate(zip(batch, verdicts, strict=True))
+            if verdict.valid and verdict.key and (limits := self._limits_of(verdict.key))
+        }
+        if not asked:
+            return
+        try:
+            decisions = await self._limiter.take(list(asked.values()))
+        except StorageError as error:
+            _log.error("rate limits cannot be told: %s", error)
+            for i in asked:
+                verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
+            return
+        for i, decision in zip(asked, decisions, strict=True):
+            verdicts[i] = _limited(verdicts[i], decision)
+
     async def _written(self, verdicts: list[Verdict], now: float) -> list[Verdict]:
         try:
             await self._recorder.flush(now, uses=True)
@@ -241,3 +280,12 @@ class Verifier:
 
 def _malformed(presented: Presented) -> Verdict:
     return Verdict(Reason.MALFORMED, presented.key_id or None, cached=True)
+
+
+def _limited(verdict: Verdict, decision: Decision) -> Verdict:
+    """A valid verdict after its key's limits were asked."""
+    # Written out: _replace() takes twice as long.
+    return Verdict(
+        verdict.reason if decision.allowed else Reason.RATE_LIMITED, verdict.key_id, verdict.key,
+        verdict.version, verdict.scheme, verdict.cached, verdict.body_verified, decision,
+    )  # fmt: skip

@@ -5,6 +5,7 @@ What a client reads never holds a secret, a body it sent, or anything about the 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -146,7 +147,7 @@ _SLUGS: Final = {
     415: "unsupported_media_type",
 }
 
-_read_field = re.compile(r"([a-z_]+(?:\[\d+\])?): ").match
+_read_field = re.compile(r"([a-z_]+(?:\[\d+\](?:\.[a-z_]+)?)?): ").match
 
 
 def problem_of(error: Exception) -> ProblemError:
@@ -193,9 +194,15 @@ def _problem_of_body(errors: Sequence[Any]) -> ProblemError:
 
 
 def _field_of(location: Sequence[str | int]) -> str:
-    """``("body", "permissions", 0)`` as ``permissions[0]``; names of union members are dropped."""
+    """``("body", "rate_limits", 0, "limit")`` as ``rate_limits[0].limit``; names of union members
+    are dropped."""
     place, *rest = location
     if not rest:
         return str(place)
-    indexes = "".join(f"[{part}]" for part in rest[1:] if type(part) is int)
-    return f"{rest[0]}"[:64] + indexes
+    inner = ""
+    for before, part in itertools.pairwise(rest):
+        if type(part) is int:
+            inner += f"[{part}]"
+        elif type(before) is int:
+            inner += f".{part}"[:65]
+    return f"{rest[0]}"[:64] + inner

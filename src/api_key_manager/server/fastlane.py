@@ -25,8 +25,6 @@ __all__ = ["FastProtocol"]
 
 _MAX_BODY: Final = 64 * 1024
 _BODY_SECONDS: Final = 30
-# Then others get their turn.
-_MAX_IN_A_ROW: Final = 64
 _MAX_HEAD_KEPT: Final = 4096
 _END: Final = b"\r\n\r\n"
 
@@ -62,7 +60,6 @@ class FastProtocol(BoundedProtocol):
         self._body: list[bytes] | None = None
         self._length = 0
         self._unusual = self._told_connection = self._keep_alive = False
-        self._in_a_row = 0
         self._path, self._query = "", b""
         # Whether nothing has come since the last request was answered here.
         self._rests = True
@@ -82,7 +79,6 @@ class FastProtocol(BoundedProtocol):
                     return
                 self._begun = outcome
             self._last = None
-        self._in_a_row = 0
         self._whole = data if self._at_rest() else b""
         super().data_received(data)
 
@@ -163,7 +159,6 @@ class FastProtocol(BoundedProtocol):
             not self._front.is_hot(self._path)
             or self._unusual
             or not 0 <= self._length <= _MAX_BODY
-            or self._in_a_row >= _MAX_IN_A_ROW
             or self._busy
             or self.transport.is_closing()
             or self.flow.write_paused
@@ -204,7 +199,6 @@ class FastProtocol(BoundedProtocol):
             )
         )
         self.server_state.total_requests += 1
-        self._in_a_row += 1
         self._moved = self._rests = True
         self._deadline = self.loop.time() + self.timeout_keep_alive
         if not self._keep_alive:

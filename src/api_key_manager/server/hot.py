@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import asdict
 
+from api_key_manager.core.limits import Decision, whole_seconds
 from api_key_manager.core.models import Reason, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
@@ -27,6 +28,7 @@ __all__ = [
     "Answer",
     "Answers",
     "HttpRequest",
+    "RateLimitAnswer",
     "Single",
     "Validation",
     "Validations",
@@ -76,7 +78,9 @@ class Validation(Struct, forbid_unknown_fields=True, gc=False):
     ip: Annotated[str | None, Meta(description="The address of whoever presented it.")] = None
     cost: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
-        Meta(description="Charged to the key's rate limits, which do not exist yet."),
+        Meta(
+            description="How many requests it counts for in the key's rate limits; 1 if left out."
+        ),
     ] = None
     tags: Annotated[
         Annotated[list[Tag], Meta(max_length=10)] | None, Meta(description="For the audit log.")
@@ -90,6 +94,25 @@ class Validations(Struct, forbid_unknown_fields=True):
     """Many credentials."""
 
     validations: Annotated[list[Validation], Meta(min_length=1, max_length=1000)]
+
+
+class RateLimitAnswer(Struct, gc=False):
+    """Of the key's limits the one that refused, else the one with the smallest share left."""
+
+    name: str
+    limit: int
+    window_seconds: int
+    remaining: Annotated[int, Meta(description="What could be taken right now.")]
+    reset_seconds: Annotated[int, Meta(description="Until it is full again, rounded up.")]
+    retry_after_seconds: Annotated[
+        int | None,
+        Meta(
+            description=(
+                "When to try again; null when it was allowed, or costs more than the limit ever"
+                " holds."
+            )
+        ),
+    ]
 
 
 class Answer(Struct, gc=False):
@@ -111,7 +134,9 @@ class Answer(Struct, gc=False):
     metadata: Any
     permissions: Sequence[str] | None
     expires_at: str | None
-    rate_limit: None = None
+    rate_limit: Annotated[
+        RateLimitAnswer | None, Meta(description="Null when the key has no limits.")
+    ] = None
     body_verified: Annotated[
         bool | None,
         Meta(description="Of a `request`: whether its body was compared with what was signed."),
@@ -195,7 +220,7 @@ def _present(item: Validation, principal: Principal, where: str) -> Presented:
     return present(
         item.key, item.signature, item.timestamp, item.nonce,
         token=item.token, request=None if item.request is None else asdict(item.request),
-        ip=item.ip, permissions=item.permissions,
+        ip=item.ip, permissions=item.permissions, cost=item.cost,
         request_id=principal.request_id, tags=tags, actor=principal.id,
     )  # fmt: skip
 
@@ -216,8 +241,16 @@ def _answer(verdict: Verdict) -> Answer:
         Raw(key.metadata_json.encode()),
         key.permissions,
         verdict.expires_at,
-        None,
+        None if verdict.rate_limit is None else _rate_limit(verdict.rate_limit),
         verdict.body_verified,
+    )
+
+
+def _rate_limit(decision: Decision) -> RateLimitAnswer:
+    name, limit, window, remaining, reset = decision.deciding
+    wait = decision.retry_after
+    return RateLimitAnswer(
+        name, limit, window, remaining, whole_seconds(reset), whole_seconds(wait) if wait else None
     )
 
 

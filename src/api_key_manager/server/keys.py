@@ -38,7 +38,11 @@ def origin(request: Request) -> Origin:
 
 def sent(body: BaseModel) -> dict[str, Any]:
     """The fields that were sent: null is a value, absence is none."""
-    return {name: getattr(body, name) for name in body.model_fields_set}
+    fields = {name: getattr(body, name) for name in body.model_fields_set}
+    # Not model_dump() of the whole body: metadata may be nested deeper than that goes.
+    if fields.get("rate_limits"):
+        fields["rate_limits"] = [limit.model_dump() for limit in fields["rate_limits"]]
+    return fields
 
 
 def instant(text: str | None) -> str | float | None:

@@ -1,6 +1,6 @@
-"""uvicorn's httptools protocol, with the bounds that it lacks: on the number of connections, the
-size of a request's head, and the time until it is complete. Without them a stranger fills the
-memory, or every connection.
+"""uvicorn's httptools protocol, with the bounds that it lacks: on the number of connections, of
+requests that wait on one, on the size of a request's head, and on the time until it is complete.
+Without them a stranger fills the memory, or every connection.
 
 One deadline runs whenever nothing is asked of this server: from the connection on, within a head,
 and behind an answer. No byte prolongs it but the first of a request: blank lines, or a body that
@@ -10,8 +10,10 @@ nobody reads, rather shorten it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sized
 from typing import Any, Final
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -20,10 +22,12 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from api_key_manager.server.errors import PROBLEM_TYPE, RETRY_SECONDS, ProblemError
 
-__all__ = ["HEAD_SECONDS", "MAX_CONNECTIONS", "MAX_HEAD", "BoundedProtocol"]
+__all__ = ["HEAD_SECONDS", "MAX_CONNECTIONS", "MAX_HEAD", "MAX_PIPELINED", "BoundedProtocol"]
 
 MAX_HEAD: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 4096
+MAX_PIPELINED: Final = 256
+"""Requests behind one that is being answered; a connection that sends more is closed."""
 HEAD_SECONDS: Final = 15
 
 _NEVER: Final = float("inf")
@@ -31,6 +35,22 @@ _CROWDED: Final = ProblemError(
     503, "unavailable", "There are too many connections. Try again in a moment.",
     headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
 )  # fmt: skip
+
+
+class _TooManyError(Exception):
+    """Makes the parser stop within what was read."""
+
+
+class _Flow(FlowControl):
+    """Reads no more while requests wait: uvicorn would, with every answer."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if not self._waiting:
+            super().resume_reading()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -53,6 +73,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(_CROWDED)
             return
@@ -90,6 +111,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_ends()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _TooManyError
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -99,7 +122,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = self.loop.time() + seconds
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(ProblemError(400, "malformed", "This is not HTTP."))
+        cycle = self.cycle
+        if self._busy and (self.pipeline or not cycle.more_body or cycle.response_started):
+            # It would be taken for the answer to a request before.
+            self.transport.close()
+        else:
+            self._refuse(ProblemError(400, "malformed", "This is not HTTP."))
 
     def _head_begins(self) -> None:
         self._in_head = self._moved = True

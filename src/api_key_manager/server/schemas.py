@@ -18,6 +18,8 @@ __all__ = [
     "KeyFilters",
     "KeyPage",
     "Problem",
+    "RateLimit",
+    "RateLimitIn",
     "RevokeKey",
     "RevokeKeys",
     "RotateKey",
@@ -44,6 +46,26 @@ class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
+class RateLimitIn(_In):
+    """So much per window."""
+
+    name: str | None = Field(
+        None, description="1 to 32 of a-z 0-9 _ -; such as 10-per-60s when left out."
+    )
+    limit: int = Field(description="1 to 1000000000 requests, also as many at once.")
+    window_seconds: int = Field(description="1 to 31536000.")
+
+
+class RateLimit(BaseModel):
+    """So much per window."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    limit: int
+    window_seconds: int
+
+
 class CreateKey(_In):
     """A key to be made. Everything may be left out."""
 
@@ -56,6 +78,9 @@ class CreateKey(_In):
     metadata: dict[str, Any] | None = Field(None, description="At most 16 KiB of JSON.")
     permissions: list[str] | None = None
     ip_allowlist: list[str] | None = Field(None, description="Addresses and CIDR networks.")
+    rate_limits: list[RateLimitIn] | None = Field(
+        None, description="At most 8, with different names. All of them hold."
+    )
     expires_at: Instant | None = None
     min_scheme: str | None = Field(
         None, description="static, timestamped, timestamped-nonce, request."
@@ -71,6 +96,7 @@ class UpdateKey(_In):
     metadata: dict[str, Any] | None = None
     permissions: list[str] | None = None
     ip_allowlist: list[str] | None = None
+    rate_limits: list[RateLimitIn] | None = None
     expires_at: Instant | None = None
     min_scheme: str | None = None
     owner: str | None = None
@@ -164,6 +190,7 @@ class Key(BaseModel):
     metadata: dict[str, Any]
     permissions: list[str]
     ip_allowlist: list[str]
+    rate_limits: list[RateLimit]
     min_scheme: str
     active: bool
     state: State

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from api_key_manager.connections.tables import key_uses, key_versions, keys
+from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.models import (
     ApiKey,
     AuditEvent,
@@ -36,7 +37,7 @@ VERSION_COLUMNS = [c for c in key_versions.columns if c.name != "key_id"]
 _KEY_NAMES = tuple(c.name for c in KEY_COLUMNS)
 _SECURITY_NAMES = tuple(n for n in _KEY_NAMES if n not in ("last_used_at", "static_used_at"))
 _VERSION_NAMES = tuple(c.name for c in VERSION_COLUMNS)
-_LISTS = ("permissions", "ip_allowlist")
+_LISTS = ("permissions", "ip_allowlist", "rate_limits")
 
 
 def key_values(record: ApiKey) -> dict[str, Any]:
@@ -53,14 +54,14 @@ def key_from(row: tuple[Any, ...], versions: tuple[KeyVersion, ...]) -> ApiKey:
     """A record from a row of :data:`KEY_COLUMNS`."""
     (
         key_id, kind, created_at, updated_at, realm, prefix, owner, environment, metadata_json,
-        permissions, ip_allowlist, min_scheme, disabled, expires_at, expired, revoked_at, revoked,
-        revoke_reason, deleted_at, revision, mac, last_used_at, static_used_at,
+        permissions, ip_allowlist, rate_limits, min_scheme, disabled, expires_at, expired,
+        revoked_at, revoked, revoke_reason, deleted_at, revision, mac, last_used_at, static_used_at,
     ) = row  # fmt: skip
     return ApiKey(
         key_id, kind, created_at, updated_at, versions, realm, prefix, owner, environment,
-        metadata_json, _texts(permissions), _texts(ip_allowlist), min_scheme, bool(disabled),
-        expires_at, bool(expired), revoked_at, bool(revoked), revoke_reason, deleted_at,
-        revision, mac, last_used_at, static_used_at,
+        metadata_json, _texts(permissions), _texts(ip_allowlist), _limits(rate_limits), min_scheme,
+        bool(disabled), expires_at, bool(expired), revoked_at, bool(revoked), revoke_reason,
+        deleted_at, revision, mac, last_used_at, static_used_at,
     )  # fmt: skip
 
 
@@ -72,6 +73,15 @@ def _texts(column: str) -> tuple[str, ...]:
     except (TypeError, ValueError, RecursionError):
         # Edited by hand into something unreadable: keep it, so that the MAC refuses it.
         return (str(column),)
+
+
+def _limits(column: str) -> tuple[RateLimit, ...]:
+    if column == "[]":
+        return ()
+    try:
+        return tuple(RateLimit(*item) for item in json.loads(column))
+    except (TypeError, ValueError, RecursionError):
+        return (RateLimit(str(column), 0, 0),)  # as above
 
 
 def version_values(key_id: str, version: KeyVersion) -> dict[str, Any]:

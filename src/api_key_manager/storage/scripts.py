@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Select, and_, bindparam, func, or_, select
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    text,
+)
 
 from api_key_manager.connections import Many, Script, Statement
 from api_key_manager.connections.tables import (
@@ -113,6 +123,12 @@ _FEED = Statement(
 _PRUNE_FEED = Statement(changes.delete().where(changes.c.changed_at < bindparam("b_before")))
 _KEYRING = Statement(select(keyring.c.kind, keyring.c.number, keyring.c.wrapped))
 _ANY_KEY = Statement(select(keys.c.key_id).limit(1))
+# The literal lets the partial index answer.
+_LIMITED = Statement(
+    select(func.count(), func.min(keys.c.key_id)).where(
+        text("keys.rate_limits <> '[]'"), keys.c.revoked.is_(False)
+    )
+)
 _INSERT_WRAPPED = Statement(keyring.insert())
 
 
@@ -318,6 +334,12 @@ def is_empty() -> Script[bool]:
     """Whether there was never a key."""
     rows = yield _ANY_KEY()
     return not rows
+
+
+def limited() -> Script[tuple[int, str | None]]:
+    """How many keys have rate limits of their own, and one of them."""
+    ((count, one),) = yield _LIMITED()
+    return count, one
 
 
 def found_keyring(

@@ -2,6 +2,7 @@
 
 from api_key_manager.wiring.care import Finding, backup, diagnose, upgrade
 from api_key_manager.wiring.deployment import Deployment, open_deployment, open_manager
+from api_key_manager.wiring.limits import refuse_unshared_limits
 
 __all__ = [
     "Deployment",
@@ -10,5 +11,6 @@ __all__ = [
     "diagnose",
     "open_deployment",
     "open_manager",
+    "refuse_unshared_limits",
     "upgrade",
 ]

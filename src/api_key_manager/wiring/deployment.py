@@ -24,6 +24,11 @@ from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, scrip
 from api_key_manager.storage.feed import SqliteFeed
 from api_key_manager.storage.idempotency import prune as prune_requests
 from api_key_manager.wiring.first_token import mint_first_token
+from api_key_manager.wiring.limits import (
+    default_limits,
+    limits_are_shared,
+    refuse_unshared_limits,
+)
 from api_key_manager.wiring.places import database_path, find_master_key, key_path
 from api_key_manager.wiring.supervisor import Supervisor, every
 
@@ -136,7 +141,8 @@ async def open_manager(
         **overrides: settings by name, as ``TOKEN_PREFIX="acme"``.
 
     Raises:
-        ConfigurationError: a setting, or the master key, is missing or wrong.
+        ConfigurationError: a setting, or the master key, is missing or wrong; or rate limits would
+            be counted by several workers, each for itself.
         StorageError: the database cannot be opened.
     """
     if isinstance(url_or_settings, Settings):
@@ -148,6 +154,7 @@ async def open_manager(
             overrides["DATABASE_URL"] = url_or_settings
         settings = Settings.load(**overrides)
     async with open_deployment(settings) as deployment:
+        refuse_unshared_limits(settings, settings.WORKERS, deployment.manager.store)
         yield deployment.manager
 
 
@@ -191,6 +198,13 @@ def _validator(settings: Settings) -> AsyncAPIKeyValidator:
     )
 
 
+def _limits(settings: Settings) -> dict[str, Any]:
+    return {
+        "default_limits": default_limits(settings),
+        "limits_shared": limits_are_shared(settings, settings.WORKERS),
+    }
+
+
 def _in_memory(settings: Settings, *, background: bool) -> Deployment:
     idempotency = MemoryIdempotency()
     store = MemoryStore(receipts=idempotency)
@@ -202,6 +216,7 @@ def _in_memory(settings: Settings, *, background: bool) -> Deployment:
         cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=True),
         recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
         background=background,
+        **_limits(settings),
     )
     return Deployment(
         settings, manager, idempotency, "in memory, gone when this process ends", "none needed"
@@ -227,6 +242,7 @@ async def _on_sqlite(
             cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=False),
             recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
             background=background,
+            **_limits(settings),
         )
     except BaseException:
         await asyncio.to_thread(driver.close)

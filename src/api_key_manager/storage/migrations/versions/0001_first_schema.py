@@ -43,6 +43,7 @@ def upgrade() -> None:
         sa.Column("metadata_json", sa.Text, nullable=False),
         sa.Column("permissions", sa.Text, nullable=False),
         sa.Column("ip_allowlist", sa.Text, nullable=False),
+        sa.Column("rate_limits", sa.Text, nullable=False),
         sa.Column("min_scheme", sa.String(24), nullable=False),
         sa.Column("disabled", sa.Boolean, nullable=False),
         sa.Column("expires_at", sa.BigInteger),
@@ -58,6 +59,9 @@ def upgrade() -> None:
     op.create_index("ix_keys_realm", "keys", ["realm", "key_id"])
     op.create_index(
         "ix_keys_next_end", "keys", ["next_end_at"], sqlite_where=sa.text("next_end_at IS NOT NULL")
+    )
+    op.create_index(
+        "ix_keys_limited", "keys", ["key_id"], sqlite_where=sa.text("rate_limits <> '[]'")
     )
     op.create_table(
         "key_versions",

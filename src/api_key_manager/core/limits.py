@@ -1,0 +1,165 @@
+"""Rate limits: what they are, and the arithmetic that decides, without clock or memory.
+
+The algorithm is GCRA (ITU-T I.371, the "virtual scheduling" form). A limit of ``limit`` per
+``window`` keeps one value, the theoretical arrival time: the instant at which everything that
+was taken will have been given back. A request of cost 1 moves it by ``window / limit`` and is
+refused when that would put it more than ``window`` ahead of now. So a caller who was quiet may
+take ``limit`` at once, and one who takes steadily gets ``limit`` per ``window``: in any span of
+time at most ``limit + span * limit / window``.
+
+``window / limit`` is rarely a whole number of microseconds, so an arrival time is kept in units of
+``1 / limit`` microseconds (*ticks*), in which all of this is whole numbers: nothing is rounded, so
+nothing drifts, whatever the limit.
+
+All limits of a key are decided together: what one refuses takes nothing from the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+__all__ = [
+    "MAX_COST",
+    "Decision",
+    "LimitState",
+    "RateLimit",
+    "decide",
+    "ratelimit_headers",
+    "whole_seconds",
+]
+
+MAX_COST: Final = 1_000_000
+_MICROSECONDS: Final = 1_000_000
+_FOREVER: Final = float("inf")
+
+
+class RateLimit(NamedTuple):
+    """So much per window: ``RateLimit("burst", 10, 1)`` is ten at once, and ten a second."""
+
+    name: str
+    limit: int
+    window_seconds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+class LimitState(NamedTuple):
+    """A limit and what is left of it."""
+
+    name: str
+    limit: int
+    window_seconds: int
+    remaining: int
+    """What could be taken right now."""
+    reset_seconds: float
+    """Until it is full again, if nothing is taken meanwhile."""
+
+
+class Decision(NamedTuple):
+    """What all limits of a key said to one request, in the order of the limits.
+
+    ``retry_after``: after so many seconds the same request passes, if nothing else is taken
+    meanwhile. It is 0 for one that was allowed, and for one that costs more than a limit ever
+    holds: see :attr:`never`.
+    """
+
+    allowed: bool
+    states: tuple[LimitState, ...]
+    retry_after: float = 0.0
+    refused_by: int | None = None
+    """Which of the states it was; of several the one to wait for the longest."""
+
+    @property
+    def never(self) -> bool:
+        """Whether waiting is no use, because the request costs more than the whole limit."""
+        return not (self.allowed or self.retry_after)
+
+    @property
+    def deciding(self) -> LimitState:
+        """The limit that refused, else the one of which the smallest share is left."""
+        if self.refused_by is not None:
+            return self.states[self.refused_by]
+        if len(self.states) == 1:
+            return self.states[0]
+        return min(self.states, key=lambda state: state.remaining / state.limit)
+
+
+def decide(
+    limits: Sequence[RateLimit], arrivals: Sequence[int], cost: int, now: int
+) -> tuple[Decision, Sequence[int]]:
+    """Decide one request.
+
+    Args:
+        limits: all that apply, at least one.
+        arrivals: of each limit its theoretical arrival time in ticks; 0 when nothing is known.
+        cost: how many requests this one counts for.
+        now: microseconds of a clock that never goes back.
+
+    Returns:
+        The decision, and the arrival times from now on: ``arrivals`` itself after a refusal.
+    """
+    states = []
+    after = []
+    for (name, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
+        window, clock = window_seconds * _MICROSECONDS, now * limit
+        taken = arrival - clock
+        taken = (taken if taken > 0 else 0) + cost * window
+        left = window * limit - taken
+        if left < 0:
+            return _refusal(limits, arrivals, cost, now), arrivals
+        after.append(clock + taken)
+        reset = -(-taken // limit) / _MICROSECONDS
+        states.append(LimitState(name, limit, window_seconds, left // window, reset))
+    return Decision(True, tuple(states)), after
+
+
+def _refusal(limits: Sequence[RateLimit], arrivals: Sequence[int], cost: int, now: int) -> Decision:
+    """What all limits say when at least one of them refuses and nothing is taken."""
+    states, waits = [], []
+    for (name, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
+        window = window_seconds * _MICROSECONDS
+        taken = max(0, arrival - now * limit)
+        left = window * limit - taken
+        reset = -(-taken // limit) / _MICROSECONDS
+        states.append(LimitState(name, limit, window_seconds, left // window, reset))
+        # In whole microseconds, rounded up: whoever waits exactly so long passes.
+        waits.append(-((left - cost * window) // limit) if cost <= limit else _FOREVER)
+    longest = max(waits)
+    retry_after = 0.0 if longest == _FOREVER else longest / _MICROSECONDS
+    return Decision(False, tuple(states), retry_after, waits.index(longest))
+
+
+def ratelimit_headers(
+    states: Sequence[LimitState], retry_after: float = 0.0
+) -> list[tuple[bytes, bytes]]:
+    """The fields that tell a client of its limits, named in lower case as ASGI wants them.
+
+    ``RateLimit-Policy`` and ``RateLimit`` are those of draft-ietf-httpapi-ratelimit-headers, lists
+    of RFC 9651: one member per limit, ``q`` per ``w`` seconds, ``r`` left, full again in ``t``
+    seconds. ``Retry-After`` is RFC 9110's.
+
+    Args:
+        states: of all limits that apply; without any there are no fields.
+        retry_after: of a refusal, in seconds; 0 when there is nothing to wait for.
+    """
+    if not states:
+        return []
+    policy = ", ".join(
+        f'"{state.name}";q={state.limit};w={state.window_seconds}' for state in states
+    )
+    left = ", ".join(
+        f'"{state.name}";r={state.remaining};t={whole_seconds(state.reset_seconds)}'
+        for state in states
+    )
+    fields = [(b"ratelimit-policy", policy.encode()), (b"ratelimit", left.encode())]
+    if retry_after > 0:
+        fields.append((b"retry-after", b"%d" % whole_seconds(retry_after)))
+    return fields
+
+
+def whole_seconds(seconds: float) -> int:
+    """Seconds as headers and answers say them: rounded up, so that nobody comes too early."""
+    return math.ceil(seconds)
