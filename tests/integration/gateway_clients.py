@@ -20,6 +20,9 @@ Pairs = list[tuple[str, str]]
 Keys = dict[str, dict[str, Any]]
 
 
+LIMITS = [{"name": "hour", "limit": 2, "window_seconds": 3600}]
+
+
 class Stack(NamedTuple):
     """A gateway before a service, with the keys that the server knows."""
 
@@ -58,6 +61,7 @@ async def make_keys(place: Place) -> Keys:
             "app": await create("app", kind="bearer", permissions=["documents.*"]),
             "near": await create("near", kind="bearer", ip_allowlist=["127.0.0.1"]),
             "far": await create("far", kind="bearer", ip_allowlist=["203.0.113.9"]),
+            "slow": await create("slow", kind="bearer", rate_limits=LIMITS),
             "edited": await create("edited", kind="bearer"),
             "gone": await create("gone", kind="bearer"),
         }

@@ -42,6 +42,9 @@ def test_refused(caddy: Stack):
     assert caddy.gateway("GET", "/x", caddy.token("far")).status == 403
     for method, uri in (("PUT", "/x"), ("GET", "/y"), ("GET", "/x?a"), ("GET", "/%78")):
         assert caddy.gateway(method, uri, caddy.signature("GET", "/x")).status == 401, uri
+    slow = [caddy.gateway("GET", "/x", caddy.token("slow")) for _ in range(3)]
+    assert [answer.status for answer in slow] == [200, 200, 429]
+    assert 1700 < int(slow[2].header("retry-after") or 0) <= 1800
     caddy.place.sql("UPDATE keys SET owner = 'mallory' WHERE key_id = 'edited'")
     answer = caddy.gateway("GET", "/x", caddy.token("edited"))
     assert (answer.status, answer.header("retry-after")) == (503, "1")

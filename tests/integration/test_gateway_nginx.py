@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,18 @@ class TestRefused:
         assert (answer.status, answer.header("retry-after")) == (503, "1")
         assert answer.header("content-type") == "application/problem+json"
         assert json.loads(answer.body)["reason"] == "unavailable"
+
+    def test_rate_limited(self, plain: Stack):
+        """What is left reaches the client, and then the 429 with when to come again."""
+        answers = [plain.gateway("GET", "/x", plain.token("slow")) for _ in range(3)]
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        told = [answer.header("ratelimit") or "" for answer in answers]
+        assert [re.findall(r'"hour";r=(\d)', each) for each in told] == [["1"], ["0"], ["0"]]
+        assert {answer.header("ratelimit-policy") for answer in answers} == {'"hour";q=2;w=3600'}
+        assert [answer.header("retry-after") is None for answer in answers] == [True, True, False]
+        assert 1700 < int(answers[2].header("retry-after") or 0) <= 1800
+        assert answers[2].header("content-type") == "application/problem+json"
+        assert json.loads(answers[2].body)["reason"] == "rate_limited"
 
     def test_no_server(self, tmp_path: Path):
         """Without an answer from the server nobody passes: 503."""

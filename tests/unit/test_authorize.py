@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from api_key_manager.config import Settings
-from api_key_manager.core import AsyncAPIKeyValidator, KeyManager, sign_request
+from api_key_manager.core import AsyncAPIKeyValidator, KeyManager, Verdict, sign_request
 from api_key_manager.core.exceptions import OUTCOMES, Reason
 from api_key_manager.server.authorize import MAX_METADATA_HEADER, Authorize
 from api_key_manager.server.errors import problem_of
@@ -223,7 +223,7 @@ class TestCredentials:
 
         for reason in Reason:
             if reason is not Reason.VALID:
-                assert _refusal(reason).status == OUTCOMES[reason].status
+                assert _refusal(Verdict(reason)).status == OUTCOMES[reason].status
 
 
 class TestProfiles:
@@ -516,3 +516,53 @@ class TestWhatTheServiceLearns:
         manager.close()
         status, headers, _ = await Asker(manager)(bearer(app))
         assert (status, headers) == (503, {"retry-after": "1"})
+
+
+class TestRateLimits:
+    async def test_headers(self, manager):
+        """What is left is told with each answer, and with a refusal when to come again."""
+        limits = [{"name": "burst", "limit": 2, "window_seconds": 10}]
+        app = await manager.create_key("app", kind="bearer", rate_limits=limits)
+        ask = Asker(manager, AUTHORIZE_PROFILE="nginx")
+        told = [await ask(bearer(app), **asked("nginx")) for _ in range(3)]
+        assert [status for status, _, _ in told] == [200, 200, 429]
+        assert [headers["ratelimit"] for _, headers, _ in told] == [
+            '"burst";r=1;t=5', '"burst";r=0;t=10', '"burst";r=0;t=10',
+        ]  # fmt: skip
+        assert all(h["ratelimit-policy"] == '"burst";q=2;w=10' for _, h, _ in told)
+        assert ["retry-after" in headers for _, headers, _ in told] == [False, False, True]
+        _, headers, document = told[2]
+        assert (headers["retry-after"], document["reason"]) == ("5", "rate_limited")
+        assert "x-key-id" not in headers
+
+    async def test_cost(self, manager, tmp_path):
+        """A rule's cost is what its requests take; more than a limit ever holds never passes."""
+        (tmp_path / "rules.toml").write_text(
+            'default = "allow"\n[[rules]]\npath = "/export"\ncost = 8\n'
+            '[[rules]]\npath = "/all"\ncost = 11\n'
+        )
+        limits = [{"name": "l", "limit": 10, "window_seconds": 10}]
+        app = await manager.create_key("app", kind="bearer", rate_limits=limits)
+        ask = Asker(
+            manager, AUTHORIZE_PROFILE="nginx", AUTHORIZE_RULES=str(tmp_path / "rules.toml")
+        )
+        for uri, status, left in (
+            ("/all", 429, 10), ("/export", 200, 2), ("/export", 429, 2), ("/x", 200, 1),
+        ):  # fmt: skip
+            got, headers, _ = await ask(bearer(app), **asked("nginx", uri=uri))
+            assert (got, headers["ratelimit"].split(";")[1]) == (status, f"r={left}"), uri
+            assert ("retry-after" in headers) is ((uri, status) == ("/export", 429))
+
+    async def test_refusals_take_nothing(self, manager, rules: str):
+        """Who may not, or has not proved the secret, takes nothing from the key's limits."""
+        limits = [{"name": "l", "limit": 1, "window_seconds": 3600}]
+        app = await manager.create_key(
+            "app", kind="bearer", rate_limits=limits, permissions=["orders.read"]
+        )
+        ask = Asker(manager, AUTHORIZE_PROFILE="nginx", AUTHORIZE_RULES=rules)
+        forged = {"token": app["token"].replace("app", "abb")}
+        for key, uri in ((app, "/admin"), (forged, "/orders/7"), (app, "/a/../orders/7")):
+            status, headers, _ = await ask(bearer(key), **asked("nginx", uri=uri))
+            assert status in (401, 403)
+            assert "ratelimit" not in headers
+        assert [(await ask(bearer(app), **asked("nginx")))[0] for _ in range(2)] == [200, 429]

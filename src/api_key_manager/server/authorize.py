@@ -23,14 +23,15 @@ from urllib.parse import quote, unquote
 
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import OUTCOMES, ValidationError
-from api_key_manager.core.models import ApiKey, Reason, canonical_json
+from api_key_manager.core.limits import ratelimit_headers
+from api_key_manager.core.models import ApiKey, Reason, Verdict, canonical_json
 from api_key_manager.core.permissions import compile_expression
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.server.auth import client_address
 from api_key_manager.server.errors import ProblemError, unavailable
 from api_key_manager.server.exchange import Reply, Request, Steps, judged
 from api_key_manager.server.gateways import BELOW, Gateway, Original
-from api_key_manager.server.rules import NEVER, Rules, load_rules, plain_path
+from api_key_manager.server.rules import NEVER, Rules, Wanted, load_rules, plain_path
 
 __all__ = ["MAX_METADATA_HEADER", "Authorize"]
 
@@ -85,8 +86,10 @@ class Authorize:
                 fields.setdefault(name, []).append(value)
         verdict = yield from judged(self._present(request, fields))
         if verdict.reason is not Reason.VALID or verdict.key is None:
-            raise _refusal(verdict.reason)
+            raise _refusal(verdict)
         headers = self._told(verdict.key)
+        if verdict.rate_limit is not None:
+            headers += ratelimit_headers(verdict.rate_limit.states)
         if verdict.scheme == "request":
             # What the signature is over; only the service sees the body that it must fit.
             headers.append((b"x-content-digest", fields[_DIGEST][0]))
@@ -105,10 +108,10 @@ class Authorize:
         known: dict[str, Any] = {"ip": ip, "request_id": request.id, "actor": _ACTOR}
         credential = _credential(fields, original)
         try:
-            permissions = self._permissions(request, original, below=below)
+            permissions, cost = self._needed(request, original, below=below)
         except ValidationError:
             return present(**_without_token(credential), **known)
-        return present(**credential, permissions=permissions, **known)
+        return present(**credential, permissions=permissions, cost=cost, **known)
 
     def _original(self, request: Request, fields: Fields) -> Original | None:
         """What is asked about; ``None`` when that cannot be told or is not believed."""
@@ -122,19 +125,17 @@ class Authorize:
             )
         return None
 
-    def _permissions(
-        self, request: Request, original: Original | None, *, below: bool
-    ) -> str | None:
-        """What the key must hold, from the rules and the gateway's path; all of it.
+    def _needed(self, request: Request, original: Original | None, *, below: bool) -> Wanted:
+        """What the key must hold, from the rules and the gateway's path, all of it; and the cost.
 
         Raises:
             ValidationError: it cannot be told, since the gateway's words cannot be read.
         """
-        needed = []
+        needed, cost = [], 1
         if self._rules is not None:
             if original is None:
                 raise ValidationError
-            by_rule = self._rules.wanted(original.method, original.path).permissions
+            by_rule, cost = self._rules.wanted(original.method, original.path)
             if by_rule is not None:
                 needed.append(by_rule)
         if below:
@@ -148,7 +149,7 @@ class Authorize:
                     raise ValidationError
                 if plain_path(original.path) is None:
                     needed.append(NEVER)
-        return " and ".join(f"({each})" for each in needed) or None
+        return Wanted(" and ".join(f"({each})" for each in needed) or None, cost)
 
     def _told(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
         """What the service learns of an accepted key."""
@@ -206,10 +207,14 @@ def _without_token(credential: Mapping[str, Any]) -> dict[str, Any]:
     return {**credential, "token": ""}
 
 
-def _refusal(reason: Reason) -> ProblemError:
+def _refusal(verdict: Verdict) -> ProblemError:
+    reason, limit = verdict.reason, verdict.rate_limit
     status = OUTCOMES[reason].status
     if status in (403, 429):
-        return ProblemError(status, reason.value, f"Refused: {OUTCOMES[reason].message}.")
+        return ProblemError(
+            status, reason.value, f"Refused: {OUTCOMES[reason].message}.",
+            headers=() if limit is None else ratelimit_headers(limit.states, limit.retry_after),
+        )  # fmt: skip
     if status == 503:
         return unavailable()
     return ProblemError(

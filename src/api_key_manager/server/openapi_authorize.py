@@ -41,6 +41,8 @@ _TOLD: Final = {
     "X-Key-Owner": ("Its owner; all but visible ASCII percent-encoded.", False),
     "X-Key-Metadata": ("The fields of `AUTHORIZE_METADATA`, base64url of JSON.", False),
     "X-Content-Digest": ("What a signed request's body must fit (RFC 9530).", False),
+    "RateLimit": ("What is left of the key's rate limits.", False),
+    "RateLimit-Policy": ("The key's rate limits.", False),
 }
 _REFUSALS: Final = {
     "401": ("No valid credential; which part of it is wrong is not told.", "WWW-Authenticate"),

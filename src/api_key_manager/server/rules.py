@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
+from api_key_manager.core.limits import MAX_COST
 from api_key_manager.core.permissions import compile_expression
 
 __all__ = ["NEVER", "Rules", "Wanted", "load_rules", "plain_path"]
@@ -35,8 +36,6 @@ __all__ = ["NEVER", "Rules", "Wanted", "load_rules", "plain_path"]
 MAX_FILE: Final = 256 * 1024
 MAX_RULES: Final = 500
 MAX_PERMISSIONS: Final = 480
-MAX_COST: Final = 1_000_000
-
 NEVER: Final = "never and not never"
 """An expression that no key meets."""
 
