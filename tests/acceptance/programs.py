@@ -12,7 +12,7 @@ import pytest
 
 __all__ = ["clean_environment", "output", "run", "tool"]
 
-NEEDED_IN_CI = {"node", "openssl"}
+NEEDED_IN_CI = {"curl", "node", "openssl"}
 _KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP")
 
 

@@ -6,6 +6,7 @@ the page are typed one after the other. Comments right above a block, which read
 more:
 
 - ``<!-- continue -->``: the block goes on where the one before it in the same language ended;
+- ``<!-- server -->``: it is run beside a server of its own, whose admin token is in ``AKM_TOKEN``;
 - ``<!-- skip: reason -->``: it is not run;
 - ``<!-- output -->``: it is no snippet, but what the snippet before it prints on standard output.
   ``…`` stands for anything. A ``json`` block fits when names and types of all members do;
@@ -18,6 +19,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -149,19 +151,35 @@ if waiting is not None:
 """
 
 
+def run_chain(chain: list[Block], command: list[str], folder: Path, text: str) -> None:
+    """Run the blocks as one program, beside a server if one of them asks for it."""
+    if not any("server" in block.markers for block in chain):
+        check_printed(chain, output(command, folder, text))
+        return
+    home = folder / "server"
+    home.mkdir()
+    with server(home) as url:
+        text = text.replace(PUBLISHED_URL, url)
+        printed = output(command, folder, text, AKM_TOKEN=ADMIN_TOKEN)
+    check_printed(chain, printed.replace(url, PUBLISHED_URL))
+
+
 @pytest.mark.parametrize("chain", list(chains("python")))
 def test_python(chain: list[Block], tmp_path: Path):
     """A Python snippet runs in an empty folder, with warnings as errors."""
     text = f"print({SEPARATOR!r}, end='')\n".join(block.text for block in chain)
-    check_printed(chain, output([sys.executable, "-W", "error", "-c", RUN_PYTHON], tmp_path, text))
+    run_chain(chain, [sys.executable, "-W", "error", "-c", RUN_PYTHON], tmp_path, text)
 
 
 @pytest.mark.parametrize("chain", list(chains("javascript")))
 def test_javascript(chain: list[Block], tmp_path: Path):
-    """A JavaScript snippet runs in Node.js, Web Crypto included."""
+    """A JavaScript snippet runs in Node.js, Web Crypto and the clone's signer included."""
     text = f"process.stdout.write({SEPARATOR!r});\n".join(block.text for block in chain)
     node = [tool("node"), "--input-type=module", "-"]
-    check_printed(chain, output(node, tmp_path, text))
+    modules = tmp_path / "node_modules"
+    modules.mkdir()
+    shutil.copytree(ROOT / "clients" / "javascript", modules / "api-key-manager-signer")
+    run_chain(chain, node, tmp_path, text)
 
 
 @pytest.mark.parametrize("chain", list(chains("go")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from api_key_manager.core import exceptions, permissions
+from api_key_manager.core import exceptions, permissions, sign_request
 from api_key_manager.core.exceptions import OUTCOMES, Reason
 from api_key_manager.core.signing import sign, timestamped_message
 
@@ -113,6 +115,18 @@ class TestSigning:
         expected = "\n".join(["<!-- output -->", "```text", *signatures, "```"])
         assert read("signing.md").count(expected) == 6
 
+    def test_lines_of_a_request(self):
+        """The lines that are shown of a signed request are those whose MAC it carries."""
+        shown = re.search(r"^```text\n(\"@method\".*?)\n```", read("clients.md"), re.M | re.S)
+        assert shown is not None
+        made = sign_request(
+            "super-secret-key", "client-123", "POST", "https://api.example.com/orders?limit=10",
+            b'{"item": 7}', created=1767225600, nonce="q1w2e3r4t5y6u7i8o9p0aA",
+        )  # fmt: skip
+        lines = shown[1].replace("sha-256=:…:", made["Content-Digest"]).encode()
+        mac = hmac.digest(b"super-secret-key", lines, "sha256")
+        assert made["Signature"] == f"akm=:{base64.b64encode(mac).decode()}:"
+
 
 def test_permissions_table():
     """Each row of grants and wishes is judged as the page says."""
@@ -202,6 +216,19 @@ class TestServer:
             assert told.pop(("GET", path)) is None
         assert told == operations
 
+    def test_refusals(self):
+        """The table of errors has the statuses and reasons of the OpenAPI document, and two more:
+        the one for a method that it doesn't have, and that of a node that is not ready."""
+        from api_key_manager.server.refusals import REFUSALS
+
+        told = {
+            int(cells[0]): set(re.findall(r"`(\w+)`", cells[1]))
+            for cells in rows(read("server.md"), "status")
+        }
+        known = {status: set(refusal.reasons) for status, refusal in REFUSALS.items()}
+        known[503].add("not_ready")
+        assert told == {**known, 405: {"method_not_allowed"}}
+
     def test_each_is_explained(self, operations: dict[tuple[str, str], str | None]):
         """Each operation is named in the text below the table, too."""
         explained = read("server.md").split("\n## Who may call\n")[1]
@@ -237,3 +264,16 @@ def test_linked_from_somewhere(page: Path):
         return
     others = "".join(p.read_text(encoding="utf-8") for p in PAGES if p != page)
     assert f"]({page.name}" in others or f"](docs/{page.name}" in others
+
+
+def test_client_methods():
+    """Each method of the API client is in the table, and no other."""
+    from api_key_manager.client.operations import Operations
+
+    told = {
+        name
+        for cells in rows(read("clients.md"), "method")
+        for name in re.findall(r"`(\w+)`", cells[0])
+    }
+    known = {name for name in vars(Operations) if not name.startswith("_")}
+    assert told == known - {"page"}

@@ -6,15 +6,17 @@ Each line that is printed is an acknowledgement: what it names has been promised
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from api_key_manager.config import Settings
 from api_key_manager.core import ConflictError, KeyManager, sign
 from api_key_manager.storage import migrations
-from api_key_manager.wiring import open_deployment
+from api_key_manager.wiring import Worker, open_deployment
 
 
 def say(*words: object) -> None:
@@ -111,8 +113,25 @@ async def claim(manager: KeyManager, key_id: str, secret: str) -> None:
         say((await manager.verify(key_id, signature, at, nonce)).reason)
 
 
+async def hog(manager: KeyManager, seconds: str) -> None:
+    """Use up nonces without a pause, so that each commit is followed by the next one at once."""
+    key = await manager.create_key()
+    end = time.monotonic() + float(seconds)
+    say("ready")
+
+    async def lane(lane: int) -> None:
+        i = 0
+        while time.monotonic() < end:
+            i, at = i + 1, int(time.time())
+            nonce = f"nonce-of-{lane:08}-{i:08}"
+            signature = sign(key["secret"], key["key_id"], at, nonce)
+            assert await manager.verify(key["key_id"], signature, at, nonce)
+
+    await asyncio.gather(*(lane(n) for n in range(16)))
+
+
 TASKS: dict[str, Callable[..., Awaitable[None]]] = {
-    task.__name__: task for task in (found, revoke, warm, write, crash, claim)
+    task.__name__: task for task in (found, revoke, warm, write, crash, claim, hog)
 }
 
 
@@ -122,7 +141,10 @@ async def main(task: str, *arguments: str) -> None:
         migrations.config()
         say("ready")
         listen()
-    async with open_deployment(Settings.load()) as deployment:
+    # What workers share.
+    folder = os.environ.get("WORKERS_FOLDER")
+    worker = Worker(1, 2, Path(folder)) if folder else None
+    async with open_deployment(Settings.load(), worker=worker) as deployment:
         await TASKS[task](deployment.manager, *arguments)
 
 

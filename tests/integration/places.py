@@ -16,7 +16,7 @@ from typing import Any
 from api_key_manager.config import Settings
 from api_key_manager.core import KeyManager, Verdict, sign
 from api_key_manager.core.keeping import KeyLifeCycle
-from api_key_manager.wiring import Deployment, open_deployment
+from api_key_manager.wiring import Deployment, Worker, open_deployment
 
 __all__ = ["BOUND", "Child", "Place", "first_refusal", "signed", "until"]
 
@@ -84,9 +84,16 @@ class Place:
         return Settings.load(**{**mine, **overrides})
 
     def open(
-        self, *, create: bool = True, background: bool = True, **overrides: Any
+        self,
+        *,
+        create: bool = True,
+        background: bool = True,
+        worker: Worker | None = None,
+        **overrides: Any,
     ) -> AbstractAsyncContextManager[Deployment]:
-        return open_deployment(self.settings(**overrides), create=create, background=background)
+        return open_deployment(
+            self.settings(**overrides), create=create, background=background, worker=worker
+        )
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """What somebody with the file in an editor does: in its own connection, committed."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import os
-import pty
+import ipaddress
 import re
 import shlex
 import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,76 +30,7 @@ from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.server import protocol
 from api_key_manager.server.serve import serve
 from tests.integration.conftest import signed
-
-COMMAND = [sys.executable, "-m", "api_key_manager", "serve"]
-TOKEN = "t" * 40
-
-
-def environment(tmp_path: Path, **settings: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, "XDG_CONFIG_HOME": str(tmp_path / "config"), "PORT": "0", **settings}
-
-
-class Server:
-    def __init__(self, process: subprocess.Popen[bytes], output: int) -> None:
-        self.process = process
-        self._output = output
-        self.text = ""
-
-    def read_greeting(self) -> str:
-        """What it prints; returns once the first block is there."""
-        deadline = time.monotonic() + 20
-        while "admin token" not in self.text or not self.text.endswith("\n"):
-            assert time.monotonic() < deadline, self.text
-            try:
-                chunk = os.read(self._output, 65_536).decode().replace("\r\n", "\n")
-            except OSError:  # what a closed terminal says
-                chunk = ""
-            assert chunk, f"it ended: {self.text}"
-            self.text += chunk
-        return self.text
-
-    @property
-    def url(self) -> str:
-        found = re.search(r"docs +(\S+)/docs", self.text)
-        assert found, self.text
-        return found[1]
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(how)
-        return self.process.wait(20)
-
-
-@contextmanager
-def started(tmp_path: Path, *, terminal: bool = False, **settings: str) -> Iterator[Server]:
-    reader, writer = pty.openpty() if terminal else os.pipe()
-    with (tmp_path / "stderr").open("ab") as errors:
-        process = subprocess.Popen(
-            COMMAND, stdout=writer, stderr=errors, cwd=tmp_path,
-            env=environment(tmp_path, **settings),
-        )  # fmt: skip
-    os.close(writer)
-    server = Server(process, reader)
-    try:
-        server.read_greeting()
-        yield server
-    finally:
-        process.kill()
-        process.wait()
-        os.close(reader)
-
-
-def refused(tmp_path: Path, **settings: str) -> str:
-    """The one line with which a start is refused."""
-    done = subprocess.run(
-        COMMAND, cwd=tmp_path, env=environment(tmp_path, **settings), capture_output=True,
-        text=True, timeout=20, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2, done
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+from tests.integration.servers import TOKEN, refused, started
 
 
 def test_first_start_without_a_terminal(tmp_path: Path):
@@ -227,22 +156,21 @@ def test_plain_http_stays_on_this_machine(tmp_path: Path, host: str):
         ({"HOST": "192.0.2.1", "ALLOW_PLAIN_HTTP": True}, "HOST=192.0.2.1"),
         ({"HOST": "no.such.host.invalid"}, "HOST=no.such.host.invalid"),
         ({"TLS_CERT": "none.pem", "TLS_KEY": "none.key"}, "TLS_CERT=none.pem"),
-        ({"WORKERS": 2}, "WORKERS=2"),
+        ({"WORKERS": 2}, "DATABASE_URL=memory://"),
+        ({"WORKERS": 2, "DATABASE_URL": "sqlite:///x.db", "RATE_LIMIT_ENABLED": True}, "RATE_LIM"),
     ],
 )
 def test_what_cannot_be_served(settings: dict[str, Any], word: str):
     """A wrong address or certificate stops the start with the setting's name."""
     with pytest.raises(ConfigurationError, match=re.escape(word)):
-        serve(Settings.load(PORT=0, DATABASE_URL="memory://", **settings))
+        serve(Settings.load(**{"PORT": 0, "DATABASE_URL": "memory://", **settings}))
 
 
-def test_tls(tmp_path: Path):
-    """With a certificate it speaks HTTPS, and nothing else."""
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
-    import ipaddress
-
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     certificate = (
         x509.CertificateBuilder()
@@ -255,7 +183,7 @@ def test_tls(tmp_path: Path):
         .add_extension(names, critical=False)
         .sign(key, hashes.SHA256())
     )
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
     cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(
         key.private_bytes(
@@ -264,6 +192,12 @@ def test_tls(tmp_path: Path):
             serialization.NoEncryption(),
         )
     )
+    return cert_file, key_file
+
+
+def test_tls(tmp_path: Path):
+    """With a certificate it speaks HTTPS, and nothing else."""
+    cert_file, key_file = make_certificate(tmp_path)
     with started(
         tmp_path, TLS_CERT=str(cert_file), TLS_KEY=str(key_file), HOST="0.0.0.0",
         AKM_ADMIN_TOKEN=TOKEN, DATABASE_URL="memory://",

@@ -388,7 +388,6 @@ class TestRequireBuilt:
         ("name", "value"),
         [
             ("VAULT_ENABLED", "true"),
-            ("WORKERS", "2"),
             ("REDIS_URL", "redis://:hunter2@host:6379/0"),
             ("DATABASE_URL", "postgresql://user:hunter2@host/db"),
             ("KEK_PROVIDER", "vault-transit"),

@@ -10,14 +10,14 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
 
 import httpx
 
 from api_key_manager import __version__
 from api_key_manager.cli.errors import MISUSE, REFUSED, Failure
 from api_key_manager.cli.urls import check_url
-from api_key_manager.core.tokens import check_key_id
+from api_key_manager.client.faces import LOOPBACK
+from api_key_manager.client.paths import key_path
 
 __all__ = ["Api", "connect", "key_path", "run", "single"]
 
@@ -25,10 +25,6 @@ T = TypeVar("T")
 
 PAGE: Final = 1000
 _TIMEOUT: Final = httpx.Timeout(30, connect=5)
-# httpx would send even these through HTTP_PROXY, the token included.
-_NO_PROXY: Final[dict[str, httpx.AsyncBaseTransport | None]] = {
-    f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")
-}
 # What the server says of the call itself: its token, its form. The rest is a refusal.
 _MISUSE_STATUSES: Final = frozenset({400, 401, 405, 413, 415, 422})
 
@@ -171,19 +167,6 @@ def _problem(response: httpx.Response) -> str:
     return f"{said} (request_id {request_id})" if response.is_server_error and request_id else said
 
 
-def key_path(key_id: str, rest: str = "", *, under: str = "keys") -> str:
-    """The path of one key.
-
-    Raises:
-        ValidationError: no key id; nothing else may get into a path.
-    """
-    segment = quote(check_key_id(key_id), safe=":")
-    # "." and ".." are ids too, but as such they would not survive in a path.
-    if set(segment) == {"."}:
-        segment = segment.replace(".", "%2E")
-    return f"/v1/{under}/{segment}{rest}"
-
-
 @asynccontextmanager
 async def connect(url: str | None) -> AsyncIterator[Api]:
     """The server at ``url``, or the local database.
@@ -209,7 +192,7 @@ async def connect(url: str | None) -> AsyncIterator[Api]:
         raise Failure("AKM_TOKEN is no token: printable ASCII without spaces is expected", MISUSE)
     headers = {"Authorization": f"Bearer {token}", "User-Agent": f"akm/{__version__}"}
     async with httpx.AsyncClient(
-        base_url=base, headers=headers, timeout=_TIMEOUT, mounts=_NO_PROXY
+        base_url=base, headers=headers, timeout=_TIMEOUT, mounts=dict.fromkeys(LOOPBACK)
     ) as http:
         yield Api(http, base, remote=True)
 

@@ -16,6 +16,9 @@ def serve(
     port: Annotated[
         int | None, typer.Option("--port", help="The port, instead of PORT; 0 for a free one.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="How many processes, instead of WORKERS.")
+    ] = None,
 ) -> None:
     """Run the server.
 
@@ -23,7 +26,7 @@ def serve(
     """
     from api_key_manager.config import Settings
 
-    given: dict[str, Any] = {"HOST": host, "PORT": port}
+    given: dict[str, Any] = {"HOST": host, "PORT": port, "WORKERS": workers}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
     from api_key_manager.server.serve import serve as run_server
 

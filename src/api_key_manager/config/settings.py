@@ -298,7 +298,6 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
 
 # The one value of each of these that has something behind it.
 _BUILT: Final[dict[str, bool | int | str]] = {
-    "WORKERS": 1,
     "LOG_FORMAT": "text",
     "KEK_PROVIDER": "local",
     "SECRET_STORE": "database",

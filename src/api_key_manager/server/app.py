@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -124,15 +125,19 @@ def _add(
     endpoint: Endpoint,
     status: int,
     model: type[BaseModel] | None,
+    more: dict[int | str, dict[str, Any]] | None = None,
 ) -> None:
+    """Add a route; ``more`` are answers by status that do not follow from what it takes."""
     name: str = endpoint.__name__
+    told = inspect.getdoc(model) if model else "Done."
+    answers: dict[int | str, dict[str, Any]] = {status: {"description": told, "model": model}}
     app.add_api_route(
         path,
         endpoint,
         methods=[method],
         status_code=status,
         response_model=None,
-        responses={status: {"model": model}} if model else None,
+        responses={**answers, **(more or {})},
         operation_id=name,
         summary=name.replace("_", " ").capitalize(),
         tags=[path.split("/")[2] if path.startswith("/v1/") else "system"],
@@ -154,8 +159,10 @@ def _add_public(app: FastAPI, routes: Routes, system: System) -> None:
         """The OpenAPI document."""
         return reply(app.openapi())
 
+    not_ready = {"description": "It cannot serve now, and why.", "model": schemas.NotReady}
+    _add(app, "GET", "/healthz", system.health, 200, schemas.Health)
+    _add(app, "GET", "/readyz", system.ready, 200, schemas.Health, {503: not_ready})
     for path, endpoint in (("/healthz", system.health), ("/readyz", system.ready)):
-        _add(app, "GET", path, endpoint, 200, schemas.Health)
         # Some load balancers ask without wanting to read.
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
         routes.add("HEAD", path, None)

@@ -6,6 +6,8 @@ import json
 from html import escape
 from typing import Any
 
+from api_key_manager.server.examples import EXAMPLES
+
 __all__ = ["CONTENT_SECURITY_POLICY", "render"]
 
 CONTENT_SECURITY_POLICY = (
@@ -43,6 +45,10 @@ def render(document: dict[str, Any]) -> str:
             by_tag.setdefault(operation["tags"][0], []).append(shown)
     sections = "".join(f"<h2>{escape(tag)}</h2>{''.join(shown)}" for tag, shown in by_tag.items())
     shapes = "".join(_shape(name, schema) for name, schema in sorted(schemas.items()))
+    refusals = "".join(
+        _refusal(status, response)
+        for status, response in document["components"]["responses"].items()
+    )
     title = escape(f"{document['info']['title']} {document['info']['version']}")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -50,7 +56,7 @@ def render(document: dict[str, Any]) -> str:
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
         f"<p>{_prose(document['info']['description'])}</p>"
         '<p>The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>'
-        f"{sections}<h2>Shapes</h2>{shapes}</body></html>"
+        f"{sections}<h2>Refusals</h2>{refusals}<h2>Shapes</h2>{shapes}</body></html>"
     )
 
 
@@ -71,9 +77,15 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
     body = _json_schema(operation.get("requestBody", {}))
     if body:
         parts.append(f"<p>Body: {_type(body)}</p>")
+    refusals = []
     for status, response in operation["responses"].items():
+        if "$ref" in response:
+            refusals.append(f'<a href="#refusal-{escape(status)}">{escape(status)}</a>')
+            continue
         schema = _json_schema(response)
         parts.append(f"<p>{escape(status)}: {_type(schema) if schema else 'no body'}</p>")
+    if refusals:
+        parts.append(f"<p>Refusals: {', '.join(refusals)}</p>")
     parts.append(f"<pre>{escape(_curl(method, path, scope, body, schemas))}</pre></details>")
     return "".join(parts)
 
@@ -92,21 +104,20 @@ def _curl(
     if scope is not None:
         words.append('-H "Authorization: Bearer $AKM_TOKEN"')
     if body is not None:
-        example = json.dumps(_EXAMPLES.get(_name(body), {}))
+        example = json.dumps(EXAMPLES.get(_name(body), {}))
         words.append(f"-H 'Content-Type: application/json' -d '{example}'")
     return " ".join([*words, f'"$AKM_URL{path}"'])
 
 
-_EXAMPLES: dict[str, Any] = {
-    "CreateKey": {"kind": "bearer", "owner": "billing", "permissions": ["invoices.read"]},
-    "UpdateKey": {"permissions": ["invoices.*"]},
-    "RevokeKey": {"reason": "leaked"},
-    "RotateKey": {"overlap_seconds": 3600},
-    "RevokeKeys": {"owner": "billing", "dry_run": True},
-    "CreateToken": {"name": "gateway", "scopes": ["validate"]},
-    "Validation": {"token": "akm_...", "permissions": "invoices.read"},
-    "Validations": {"validations": [{"token": "akm_..."}]},
-}
+def _refusal(status: str, response: dict[str, Any]) -> str:
+    (media,) = response["content"].values()
+    reasons = media["schema"]["allOf"][1]["properties"]["reason"]["enum"]
+    told = ", ".join(f"<code>{escape(reason)}</code>" for reason in reasons)
+    example = escape(json.dumps(media["example"], indent=2))
+    return (
+        f'<details id="refusal-{escape(status)}"><summary>{escape(status)} {told}</summary>'
+        f"<p>{_prose(response['description'])}</p><pre>{example}</pre></details>"
+    )
 
 
 def _shape(name: str, schema: dict[str, Any]) -> str:
@@ -119,7 +130,14 @@ def _shape(name: str, schema: dict[str, Any]) -> str:
         for field, part in schema.get("properties", {}).items()
     ]
     told = _prose(schema.get("description", ""))
-    return f'<details id="{name}"><summary>{name}</summary><p>{told}</p>{_table(rows)}</details>'
+    examples = "".join(
+        f"<pre>{escape(json.dumps(example, indent=2))}</pre>"
+        for example in schema.get("examples", ())
+    )
+    return (
+        f'<details id="{name}"><summary>{name}</summary>'
+        f"<p>{told}</p>{_table(rows)}{examples}</details>"
+    )
 
 
 def _table(rows: list[tuple[str, str, str]]) -> str:

@@ -29,6 +29,8 @@ def greeting(deployment: Deployment, bound_to: str, url: str, *, terminal: bool)
         f"  data          {deployment.database}",
         f"  master key    {deployment.master_key}",
     ]
+    if deployment.settings.WORKERS > 1:
+        lines.append(f"  workers       {deployment.settings.WORKERS}")
     file = deployment.first_token_file
     if deployment.settings.AKM_ADMIN_TOKEN:
         lines.append("  admin token   AKM_ADMIN_TOKEN, as long as it is set")

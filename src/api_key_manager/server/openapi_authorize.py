@@ -36,6 +36,8 @@ _SCHEMES: Final = {
         "description": "RFC 9421, with `Signature-Input` and `Content-Digest`.",
     },
 }  # fmt: skip
+_TEXT: Final = {"type": "string"}
+_REQUEST_ID: Final = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
 _TOLD: Final = {
     "X-Key-Id": ("The key's id.", True),
     "X-Key-Owner": ("Its owner; all but visible ASCII percent-encoded.", False),
@@ -45,10 +47,13 @@ _TOLD: Final = {
     "RateLimit-Policy": ("The key's rate limits.", False),
 }
 _REFUSALS: Final = {
-    "401": ("No valid credential; which part of it is wrong is not told.", "WWW-Authenticate"),
-    "403": ("A valid key that may not do this, or not from this address.", None),
-    "429": ("A rate limit or quota of the key is used up.", "Retry-After"),
-    "503": ("It cannot be told right now.", "Retry-After"),
+    "401": ("No valid credential; which part of it is wrong is not told.", ["WWW-Authenticate"]),
+    "403": ("A valid key that may not do this, or not from this address.", []),
+    "429": (
+        "A rate limit or quota of the key is used up. Without `Retry-After` waiting is no use.",
+        ["Retry-After", "RateLimit", "RateLimit-Policy"],
+    ),
+    "503": ("It cannot be told right now.", ["Retry-After"]),
 }
 
 
@@ -77,18 +82,20 @@ def _operation(name: str, summary: str) -> dict[str, Any]:
             "200": {
                 "description": "It may. The body is empty.",
                 "headers": {
-                    header: {"description": told, "required": always, "schema": {"type": "string"}}
-                    for header, (told, always) in _TOLD.items()
+                    **_REQUEST_ID,
+                    **{
+                        name: {"description": told, "required": always, "schema": _TEXT}
+                        for name, (told, always) in _TOLD.items()
+                    },
                 },
             },
             **{
-                status: {"description": told, **_header(header), **problem}
-                for status, (told, header) in _REFUSALS.items()
+                status: {
+                    "description": told,
+                    "headers": {**_REQUEST_ID, **{name: {"schema": _TEXT} for name in names}},
+                    **problem,
+                }
+                for status, (told, names) in _REFUSALS.items()
             },
-            "default": {"description": "A refusal.", **problem},
         },
     }
-
-
-def _header(name: str | None) -> dict[str, Any]:
-    return {} if name is None else {"headers": {name: {"schema": {"type": "string"}}}}

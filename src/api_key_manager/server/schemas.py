@@ -1,12 +1,24 @@
-"""The shapes of the administrative routes. Types are checked here, meanings by the core."""
+"""The shapes of the administrative routes. Types are checked here, meanings by the core.
+
+What stands in a ``WithJsonSchema`` is told to readers of the OpenAPI document and not checked here:
+the core has better words for it, and is asked by library and command line too.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from api_key_manager.core.addresses import MAX_ALLOWLIST
+from api_key_manager.core.inputs import MAX_OVERLAP_SECONDS
+from api_key_manager.core.models import MIN_SCHEMES
+from api_key_manager.core.permissions import MAX_GRANTS
+from api_key_manager.core.signing import MAX_TIMESTAMP
+from api_key_manager.core.tokens import MAX_PREFIX, MAX_SECRET_BYTES
 
 __all__ = [
+    "ID_SCHEMA",
     "AuditFilters",
     "AuditPage",
     "BulkRevocation",
@@ -17,6 +29,7 @@ __all__ = [
     "Key",
     "KeyFilters",
     "KeyPage",
+    "NotReady",
     "Problem",
     "RateLimit",
     "RateLimitIn",
@@ -30,11 +43,67 @@ __all__ = [
     "VersionPage",
 ]
 
-Instant = Annotated[
-    str | int | float, Field(description="RFC 3339 text with an offset, or Unix seconds.")
-]
 Scope = Literal["keys:read", "keys:write", "validate", "audit:read", "metrics", "admin"]
 State = Literal["active", "disabled", "expired", "revoked"]
+
+ID_SCHEMA: Final = {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"}
+_PERMISSION: Final = {
+    "type": "string",
+    "pattern": r"^([A-Za-z0-9_:-]+|\*)(\.([A-Za-z0-9_:-]+|\*))*$",
+    "maxLength": 128,
+}
+
+
+def _text(longest: int) -> dict[str, Any]:
+    return {"type": "string", "minLength": 1, "maxLength": longest}
+
+
+def _one_of(*values: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(values)}
+
+
+Id = Annotated[str, WithJsonSchema(ID_SCHEMA)]
+Name = Annotated[str, WithJsonSchema(_text(128))]
+Why = Annotated[str, WithJsonSchema(_text(256))]
+Secret = Annotated[str, WithJsonSchema(_text(MAX_SECRET_BYTES))]
+Prefix = Annotated[
+    str,
+    WithJsonSchema(
+        {"type": "string", "pattern": "^[a-z][a-z0-9]*(_[a-z0-9]+)*$", "maxLength": MAX_PREFIX}
+    ),
+]
+Permissions = Annotated[
+    list[str],
+    WithJsonSchema({"type": "array", "items": _PERMISSION, "maxItems": MAX_GRANTS}),
+]
+Allowlist = Annotated[
+    list[str],
+    WithJsonSchema({"type": "array", "items": {"type": "string"}, "maxItems": MAX_ALLOWLIST}),
+]
+Scopes = Annotated[
+    list[str],
+    WithJsonSchema({"type": "array", "items": _one_of(*get_args(Scope)), "minItems": 1}),
+]
+MinScheme = Annotated[str, WithJsonSchema(_one_of(*MIN_SCHEMES))]
+AState = Annotated[str, WithJsonSchema(_one_of(*get_args(State)))]
+AKind = Annotated[str, WithJsonSchema(_one_of("signed", "bearer"))]
+Seconds = Annotated[
+    int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_OVERLAP_SECONDS})
+]
+Limit = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})]
+Instant = Annotated[
+    str | int | float,
+    WithJsonSchema(
+        {
+            "description": "RFC 3339 text with an offset, or Unix seconds.",
+            "anyOf": [
+                {"type": "string", "format": "date-time"},
+                {"type": "number", "minimum": 0, "maximum": MAX_TIMESTAMP},
+            ],
+        }
+    ),
+]
+At = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
 class _In(BaseModel):
@@ -69,24 +138,24 @@ class RateLimit(BaseModel):
 class CreateKey(_In):
     """A key to be made. Everything may be left out."""
 
-    key_id: str | None = Field(None, description="Minted when left out.")
-    secret: str | None = Field(
+    key_id: Id | None = Field(None, description="Minted when left out.")
+    secret: Secret | None = Field(
         None, repr=False, description="Of a signed key; minted when left out."
     )
     kind: Literal["signed", "bearer"] = "signed"
-    prefix: str | None = Field(None, description="What the secret or token starts with.")
+    prefix: Prefix | None = Field(None, description="What the secret or token starts with.")
     metadata: dict[str, Any] | None = Field(None, description="At most 16 KiB of JSON.")
-    permissions: list[str] | None = None
-    ip_allowlist: list[str] | None = Field(None, description="Addresses and CIDR networks.")
+    permissions: Permissions | None = None
+    ip_allowlist: Allowlist | None = Field(None, description="Addresses and CIDR networks.")
     rate_limits: list[RateLimitIn] | None = Field(
         None, description="At most 8, with different names. All of them hold."
     )
     expires_at: Instant | None = None
-    min_scheme: str | None = Field(
+    min_scheme: MinScheme | None = Field(
         None, description="static, timestamped, timestamped-nonce, request."
     )
-    owner: str | None = None
-    environment: str | None = None
+    owner: Name | None = None
+    environment: Name | None = None
     disabled: bool = False
 
 
@@ -94,77 +163,77 @@ class UpdateKey(_In):
     """Only what is sent is changed; null empties."""
 
     metadata: dict[str, Any] | None = None
-    permissions: list[str] | None = None
-    ip_allowlist: list[str] | None = None
+    permissions: Permissions | None = None
+    ip_allowlist: Allowlist | None = None
     rate_limits: list[RateLimitIn] | None = None
     expires_at: Instant | None = None
-    min_scheme: str | None = None
-    owner: str | None = None
-    environment: str | None = None
+    min_scheme: MinScheme | None = None
+    owner: Name | None = None
+    environment: Name | None = None
     disabled: bool = False
 
 
 class RevokeKey(_In):
     """Why and when; at once when left out."""
 
-    reason: str | None = None
+    reason: Why | None = None
     at: Instant | None = None
 
 
 class RotateKey(_In):
     """How long the old secret or token works on."""
 
-    overlap_seconds: int = 0
+    overlap_seconds: Seconds = 0
 
 
 class RevokeKeys(_In):
     """Which keys are to be revoked: all that fit every filter. At least one is needed."""
 
     created_before: Instant | None = None
-    owner: str | None = None
-    environment: str | None = None
-    kind: str | None = None
-    prefix: str | None = None
-    state: str | None = None
-    reason: str | None = None
+    owner: Name | None = None
+    environment: Name | None = None
+    kind: AKind | None = None
+    prefix: Prefix | None = None
+    state: AState | None = None
+    reason: Why | None = None
     dry_run: bool = Field(False, description="Only say which keys it would be.")
 
 
 class CreateToken(_In):
     """An admin token to be minted."""
 
-    scopes: list[str] = Field(description="`admin` opens everything.")
-    name: str | None = None
+    scopes: Scopes = Field(description="`admin` opens everything.")
+    name: Name | None = None
     expires_at: Instant | None = None
-    ip_allowlist: list[str] | None = None
+    ip_allowlist: Allowlist | None = None
 
 
 class _Paged(_Query):
-    limit: int = Field(100, description="1 to 1000.")
+    limit: Limit = Field(100, description="1 to 1000.")
     cursor: str | None = Field(None, description="`next_cursor` of the page before.")
 
 
 class KeyFilters(_Paged):
     """Which keys."""
 
-    state: str | None = Field(None, description="active, disabled, expired or revoked.")
-    kind: str | None = Field(None, description="signed or bearer.")
-    owner: str | None = None
-    environment: str | None = None
-    prefix: str | None = None
+    state: AState | None = Field(None, description="active, disabled, expired or revoked.")
+    kind: AKind | None = Field(None, description="signed or bearer.")
+    owner: Name | None = None
+    environment: Name | None = None
+    prefix: Prefix | None = None
     created_before: str | None = Field(None, description="RFC 3339 text, or Unix seconds.")
 
 
 class TokenFilters(_Paged):
     """Which tokens."""
 
-    state: str | None = Field(None, description="active, disabled, expired or revoked.")
+    state: AState | None = Field(None, description="active, disabled, expired or revoked.")
 
 
 class AuditFilters(_Paged):
     """Which events."""
 
-    key_id: str | None = None
+    key_id: Id | None = None
     action: str | None = None
     since: str | None = Field(None, description="RFC 3339 text, or Unix seconds.")
     until: str | None = Field(None, description="RFC 3339 text, or Unix seconds.")
@@ -176,7 +245,7 @@ class Key(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    key_id: str
+    key_id: Id
     kind: Literal["signed", "bearer"]
     secret: str | None = Field(
         None, repr=False, description="Of a signed key; shown at creation only."
@@ -196,12 +265,12 @@ class Key(BaseModel):
     state: State
     disabled: bool
     version: int
-    created_at: str
-    updated_at: str
-    expires_at: str | None
-    revoked_at: str | None
+    created_at: At
+    updated_at: At
+    expires_at: At | None
+    revoked_at: At | None
     revoke_reason: str | None
-    last_used: str | None
+    last_used: At | None
 
 
 class CreatedKey(Key):
@@ -221,8 +290,8 @@ class Version(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: int
-    created_at: str
-    ends_at: str | None
+    created_at: At
+    ends_at: At | None
     ended: bool
 
 
@@ -249,17 +318,17 @@ class Token(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    key_id: str
+    key_id: Id
     name: str | None
     scopes: list[Scope]
     ip_allowlist: list[str]
     active: bool
     state: State
-    created_at: str
-    updated_at: str
-    expires_at: str | None
-    revoked_at: str | None
-    last_used: str | None
+    created_at: At
+    updated_at: At
+    expires_at: At | None
+    revoked_at: At | None
+    last_used: At | None
 
 
 class CreatedToken(Token):
@@ -280,7 +349,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    timestamp: str
+    timestamp: At
     action: str
     key_id: str | None
     actor: str | None
@@ -332,3 +401,9 @@ class Problem(BaseModel):
     reason: str = Field(description="A slug to decide by.")
     field: str | None = Field(None, description="What part of the request is meant.")
     request_id: str | None = None
+
+
+class NotReady(Problem):
+    """Why this node should get no requests right now."""
+
+    problems: list[str]

@@ -26,6 +26,7 @@ from sqlalchemy.engine import Dialect
 
 from api_key_manager.connections import Many, Script
 from api_key_manager.core.exceptions import APIKeyManagerException, StorageError
+from api_key_manager.storage.turns import Turns
 
 __all__ = ["SqliteDriver"]
 
@@ -63,12 +64,13 @@ class SqliteDriver:
 
     Args:
         path: an existing database, migrated.
+        turns: a folder known to all processes that write to it without pause, if there are several.
 
     Raises:
         StorageError: it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, turns: Path | None = None) -> None:
         if sqlite3.sqlite_version_info < _LEAST_VERSION:
             raise StorageError(
                 f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed"
@@ -80,6 +82,7 @@ class SqliteDriver:
                 opened.enter_context(contextlib.closing(self._connect(read_only=read_only)))
                 for read_only in (True, True, True, False)
             )
+            self._turns = None if turns is None else Turns(turns, self._writer)
             opened.pop_all()  # only when one of them cannot be opened are the others closed
         self._reading = threading.Lock()
         self._aside = threading.Lock()
@@ -216,6 +219,8 @@ class SqliteDriver:
             self._reader.close()
         with self._aside:
             self._long_reader.close()
+        if self._turns is not None:
+            self._turns.close()
 
     # The writer's thread
 
@@ -242,7 +247,7 @@ class SqliteDriver:
         if not jobs:
             return
         try:
-            self._writer.execute("BEGIN IMMEDIATE")
+            self._begin()
             for job in jobs:
                 self._try(job)
             self._writer.execute("COMMIT")
@@ -255,6 +260,12 @@ class SqliteDriver:
             with contextlib.suppress(sqlite3.Error):
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
+
+    def _begin(self) -> None:
+        if self._turns is None:
+            self._writer.execute("BEGIN IMMEDIATE")
+        else:
+            self._turns.begin()
 
     def _try(self, job: _Job) -> None:
         """Run one job in a savepoint, so that it fails alone."""

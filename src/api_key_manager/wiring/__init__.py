@@ -3,10 +3,12 @@
 from api_key_manager.wiring.care import Finding, backup, diagnose, upgrade
 from api_key_manager.wiring.deployment import Deployment, open_deployment, open_manager
 from api_key_manager.wiring.limits import refuse_unshared_limits
+from api_key_manager.wiring.worker import Worker
 
 __all__ = [
     "Deployment",
     "Finding",
+    "Worker",
     "backup",
     "diagnose",
     "open_deployment",

@@ -31,6 +31,7 @@ from api_key_manager.wiring.limits import (
 )
 from api_key_manager.wiring.places import database_path, find_master_key, key_path
 from api_key_manager.wiring.supervisor import Supervisor, every
+from api_key_manager.wiring.worker import Worker
 
 __all__ = ["Deployment", "open_deployment", "open_manager"]
 
@@ -51,6 +52,7 @@ class Deployment:
         master_key: where the master key is, in words.
         first_token: the admin token minted just now, once in a database's life.
         first_token_file: where that token was put, when no terminal could show it.
+        worker: which of several processes this is; ``None`` for the only one.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Deployment:
         self.master_key = master_key
         self.first_token: str | None = None
         self.first_token_file: Path | None = None
+        self.worker: Worker | None = None
         self.follower: Follower | None = None
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
@@ -160,7 +163,11 @@ async def open_manager(
 
 @asynccontextmanager
 async def open_deployment(
-    settings: Settings, *, create: bool = True, background: bool = True
+    settings: Settings,
+    *,
+    create: bool = True,
+    background: bool = True,
+    worker: Worker | None = None,
 ) -> AsyncIterator[Deployment]:
     """Everything that a server or a command needs, running.
 
@@ -169,6 +176,7 @@ async def open_deployment(
         create: whether a database that does not exist is made.
         background: whether to follow changes and write in batches; without, every verdict is
             read from and written to the store at once.
+        worker: which of several processes this is; ``None`` for the only one.
 
     Raises:
         ConfigurationError: a setting or the master key is missing, wrong, or not built yet.
@@ -179,8 +187,9 @@ async def open_deployment(
     deployment = (
         _in_memory(settings, background=background)
         if path is None
-        else await _on_sqlite(settings, path, create=create, background=background)
+        else await _on_sqlite(settings, path, worker, create=create, background=background)
     )
+    deployment.worker = worker
     try:
         if background:
             _start(deployment)
@@ -224,10 +233,10 @@ def _in_memory(settings: Settings, *, background: bool) -> Deployment:
 
 
 async def _on_sqlite(
-    settings: Settings, path: Path, *, create: bool, background: bool
+    settings: Settings, path: Path, worker: Worker | None, *, create: bool, background: bool
 ) -> Deployment:
     await asyncio.to_thread(_prepare, path, create)
-    driver = SqliteDriver(path)
+    driver = SqliteDriver(path, turns=None if worker is None else worker.folder)
     try:
         box, where = await _open_box(settings, driver)
         store = SqlStore(driver)

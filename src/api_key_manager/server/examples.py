@@ -1,0 +1,110 @@
+"""One example of each shape, for the OpenAPI document and the page made from it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+__all__ = ["EXAMPLES"]
+
+_AT: Final = "2026-01-01T00:00:00.000000+00:00"
+_KEY: Final[dict[str, Any]] = {
+    "key_id": "client-123",
+    "kind": "signed",
+    "secret": "***REDACTED***",
+    "prefix": "akm",
+    "owner": "billing",
+    "environment": None,
+    "metadata": {"tier": "premium"},
+    "permissions": ["invoices.*"],
+    "ip_allowlist": ["10.0.0.0/8"],
+    "min_scheme": "timestamped",
+    "active": True,
+    "state": "active",
+    "disabled": False,
+    "version": 1,
+    "created_at": _AT,
+    "updated_at": _AT,
+    "expires_at": None,
+    "revoked_at": None,
+    "revoke_reason": None,
+    "last_used": None,
+}
+_TOKEN: Final[dict[str, Any]] = {
+    "key_id": "4Zr1bJt8Qm0WcXyK",
+    "name": "gateway",
+    "scopes": ["validate"],
+    "ip_allowlist": [],
+    "active": True,
+    "state": "active",
+    "created_at": _AT,
+    "updated_at": _AT,
+    "expires_at": None,
+    "revoked_at": None,
+    "last_used": None,
+}
+_ANSWER: Final[dict[str, Any]] = {
+    "valid": True,
+    "cached": True,
+    "reason": "valid",
+    "key_id": "client-123",
+    "version": 1,
+    "scheme": "timestamped",
+    "metadata": {"tier": "premium"},
+    "permissions": ["invoices.*"],
+    "expires_at": None,
+    "rate_limit": None,
+    "body_verified": None,
+}
+_EVENT: Final[dict[str, Any]] = {
+    "timestamp": _AT,
+    "action": "key_revoked",
+    "key_id": "client-123",
+    "actor": "first-admin",
+    "reason": "leaked",
+    "ip": "127.0.0.1",
+    "request_id": "5f0c1d2e3a4b-1",
+    "detail": {},
+    "count": 1,
+}
+
+EXAMPLES: Final[dict[str, Any]] = {
+    "CreateKey": {"kind": "bearer", "owner": "billing", "permissions": ["invoices.read"]},
+    "UpdateKey": {"permissions": ["invoices.*"]},
+    "RevokeKey": {"reason": "leaked"},
+    "RotateKey": {"overlap_seconds": 3600},
+    "RevokeKeys": {"owner": "billing", "dry_run": True},
+    "CreateToken": {"name": "gateway", "scopes": ["validate"]},
+    "Validation": {"token": "akm_...", "permissions": "invoices.read"},
+    "Validations": {"validations": [{"token": "akm_..."}]},
+    "Answer": _ANSWER,
+    "Answers": {"results": [_ANSWER]},
+    "Key": _KEY,
+    "CreatedKey": {**_KEY, "secret": "akm_secret_..."},
+    "KeyPage": {"items": [_KEY], "next_cursor": None},
+    "VersionPage": {
+        "items": [{"version": 1, "created_at": _AT, "ends_at": None, "ended": False}],
+        "next_cursor": None,
+    },
+    "BulkRevocation": {"dry_run": True, "matched": 1, "revoked": 0, "key_ids": ["client-123"]},
+    "CreatedToken": {**_TOKEN, "token": "akm_admin_4Zr1bJt8Qm0WcXyK_..."},
+    "TokenPage": {"items": [_TOKEN], "next_cursor": None},
+    "AuditPage": {"items": [_EVENT], "next_cursor": "MTIz"},
+    "Stats": {
+        "cache": {
+            "cache_size": 1, "hits": 2, "misses": 1, "evictions": 0, "max_entries": 100_000,
+        },
+        "audit_queue": 0,
+        "uptime_seconds": 12.5,
+    },
+    "Health": {"status": "ok"},
+    "NotReady": {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "This node is not ready.",
+        "reason": "not_ready",
+        "request_id": "5f0c1d2e3a4b-3",
+        "problems": ["the audit log cannot be written: the disk is full"],
+    },
+}  # fmt: skip
+"""By the name of the shape. Bodies are such as the server takes."""

@@ -1,0 +1,324 @@
+"""The image and the compose file: what can be told without an engine, and the check of health."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from api_key_manager import __version__
+from api_key_manager.config import Settings
+from api_key_manager.server import serve
+from tests.integration.test_server_serve import make_certificate, started
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = "api-key-manager:latest"
+HEALTHCHECK = "/opt/akm/healthcheck.py"
+# What the container itself decides; a value from a developer's .env would break it.
+OWN = {"HOST", "PORT", "ALLOW_PLAIN_HTTP", "DATABASE_URL", "AKM_MASTER_KEY_FILE"}
+SECRET = {"AKM_ADMIN_TOKEN", "AKM_MASTER_KEY", "VAULT_TOKEN", "REDIS_URL"}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as pairs of instruction and arguments."""
+    text = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def final() -> list[tuple[str, str]]:
+    """The last stage: what is in the image."""
+    found = instructions()
+    last = max(i for i, (name, _) in enumerate(found) if name == "FROM")
+    return found[last:]
+
+
+def the(name: str) -> str:
+    """The arguments of an instruction that the last stage has once."""
+    (found,) = [rest for instruction, rest in final() if instruction == name]
+    return found
+
+
+def env() -> dict[str, str]:
+    pairs = re.findall(r'(\w+)=("[^"]*"|\S+)', the("ENV"))
+    return {name: value.strip('"') for name, value in pairs}
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
+    return loaded
+
+
+class TestImage:
+    def test_not_root(self):
+        """The user is a number, which a cluster can tell from root, and no root."""
+        user, _, group = the("USER").partition(":")
+        assert int(user) > 0
+        assert int(group) > 0
+        assert final().index(("USER", f"{user}:{group}")) > max(
+            i for i, (name, _) in enumerate(final()) if name in ("RUN", "COPY")
+        )
+        (made,) = [rest for name, rest in final() if name == "RUN"]
+        assert f"-o {user} -g {group}" in made
+
+    @pytest.mark.parametrize("name", ["ENTRYPOINT", "CMD", "HEALTHCHECK"])
+    def test_no_shell(self, name: str):
+        """A shell as process 1 would keep SIGTERM for itself."""
+        words = json.loads(re.sub(r"^.*?(?=\[)", "", the(name)))
+        assert words
+        assert all(isinstance(word, str) for word in words)
+
+    def test_what_is_started(self):
+        """`docker run` serves, and its arguments are those of `akm`."""
+        assert json.loads(the("ENTRYPOINT")) == ["akm"]
+        assert json.loads(the("CMD")) == ["serve"]
+        assert "EXPOSE" in dict(final())
+        assert the("EXPOSE") == env()["PORT"] == "5000"
+
+    def test_settings(self):
+        """What the image sets are settings of allowed values, and none of them is a secret."""
+        values = {name: value for name, value in env().items() if name in Settings.model_fields}
+        assert set(values) == OWN
+        settings = Settings.load(**values)
+        assert settings.HOST == "0.0.0.0"
+        settings.require_built()
+
+    def test_no_secrets(self):
+        """Neither the environment nor a build argument holds any: both can be read off an image."""
+        assert not set(env()) & SECRET
+        arguments = [rest.partition("=")[0] for name, rest in instructions() if name == "ARG"]
+        assert arguments == ["PYTHON_IMAGE"]
+
+    def test_data_and_master_key_apart(self):
+        """Each lies on a volume of its own, and the working folder, where .env is read, on none."""
+        volumes = {PurePosixPath(volume) for volume in json.loads(the("VOLUME"))}
+        data = PurePosixPath(env()["DATABASE_URL"].removeprefix("sqlite:///"))
+        key = PurePosixPath(env()["AKM_MASTER_KEY_FILE"])
+        assert {data.parent, key.parent} == volumes
+        assert len(volumes) == 2
+        assert not volumes & {PurePosixPath(the("WORKDIR")), *PurePosixPath(the("WORKDIR")).parents}
+
+    def test_pins(self):
+        """All that is installed is pinned by hash, except this package; all stages share a base."""
+        images = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
+        assert set(images) == {"${PYTHON_IMAGE}"}
+        (default,) = [rest.partition("=")[2] for name, rest in instructions() if name == "ARG"]
+        assert re.fullmatch(r"python:3\.\d+-slim-\w+", default)
+        runs = [rest for name, rest in instructions() if name == "RUN"]
+        commands = [command for rest in runs for command in rest.split("&&")]
+        installs = [command for command in commands if re.search(r"\bpip\b.* install\b", command)]
+        assert len(installs) == 3
+        for command in installs:
+            if "--no-deps" in command:
+                assert command.rstrip().endswith("wheels/*.whl")
+                continue
+            assert "--require-hashes" in command
+            assert "--only-binary=:all:" in command
+        assert all("--no-build-isolation" in c for c in commands if " wheel " in c)
+
+    @pytest.mark.parametrize("name", ["requirements.txt", "docker/requirements-build.txt"])
+    def test_hashes(self, name: str):
+        """Every line of what is installed has a version and hashes, and names no other index."""
+        text = (ROOT / name).read_text(encoding="utf-8")
+        pins = re.findall(r"^[a-z].*?(?=^[a-z]|\Z)", text, re.MULTILINE | re.DOTALL)
+        assert pins
+        assert all("==" in pin and "--hash=sha256:" in pin for pin in pins)
+        assert not re.search(r"^--?(?!hash)|://", re.sub(r"^\s+.*", "", text, flags=re.M), re.M)
+
+    def test_build_tools_are_those_of_the_checks(self):
+        """The backend that builds the image's wheel is the one that built it here."""
+        pin = re.compile(r"^([a-z0-9-]+==\S+)", re.MULTILINE)
+        build = set(pin.findall((ROOT / "docker/requirements-build.txt").read_text("utf-8")))
+        assert build <= set(pin.findall((ROOT / "requirements-dev.txt").read_text("utf-8")))
+
+    def test_version(self):
+        """The label says what is inside."""
+        assert f'org.opencontainers.image.version="{__version__}"' in the("LABEL")
+
+
+class TestContext:
+    """What `.dockerignore` lets through to the builder."""
+
+    def allowed(self, path: str) -> bool:
+        text = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+        passes = True
+        for line in text.splitlines():
+            if not line or line.startswith("#"):
+                continue
+            pattern = line.removeprefix("!")
+            below = [str(parent) for parent in PurePosixPath(path).parents]
+            names = [path, *below] if "**/" not in pattern else [f"/{path}", f"/{'/'.join(below)}"]
+            if any(fnmatch.fnmatchcase(name, pattern.replace("**/", "*/")) for name in names):
+                passes = line.startswith("!")
+        return passes
+
+    def test_what_is_copied(self):
+        """Each source of a COPY exists, and gets there."""
+        sources = [
+            word
+            for name, rest in instructions()
+            if name == "COPY" and "--from" not in rest
+            for word in rest.split()[:-1]
+        ]
+        assert len(sources) >= 6
+        for source in sources:
+            path = ROOT / source
+            assert path.exists(), source
+            files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+            for file in files:
+                assert self.allowed(file.relative_to(ROOT).as_posix()), file
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            ".env", ".env.production", "data/akm.db", "akm.db", "master.key", ".git/config",
+            ".venv/bin/python", "tests/conftest.py", "src/__pycache__/x.pyc", "backup.db",
+        ],
+    )  # fmt: skip
+    def test_what_stays_out(self, path: str):
+        """Data, keys, settings and the history never reach the builder."""
+        assert not self.allowed(path)
+
+
+class TestCompose:
+    def service(self) -> dict[str, Any]:
+        (service,) = compose()["services"].values()
+        found: dict[str, Any] = service
+        return found
+
+    def test_same_image(self):
+        """It builds what the published commands build, under the same name."""
+        service = self.service()
+        assert service["build"] == {"context": ".", "dockerfile": "docker/Dockerfile"}
+        assert service["image"] == IMAGE
+        page = (ROOT / "docs" / "docker.md").read_text(encoding="utf-8")
+        for published in (
+            "docker-compose up -d",
+            f"docker build -f docker/Dockerfile -t {IMAGE} .",
+            f"docker run -p 5000:5000 {IMAGE}",
+        ):
+            assert published in page
+
+    def test_plain_http_stays_here(self):
+        """Plain HTTP is allowed since only this machine reaches the port."""
+        service = self.service()
+        assert service["environment"]["ALLOW_PLAIN_HTTP"] == "true"
+        assert service["ports"] == ["127.0.0.1:5000:5000"]
+
+    def test_volumes_apart(self):
+        """The master key is not on the volume of the data."""
+        service = self.service()
+        volumes = dict(reversed(volume.split(":")) for volume in service["volumes"])
+        assert set(volumes) == set(json.loads(the("VOLUME")))
+        assert set(volumes.values()) == set(compose()["volumes"])
+        assert len(set(volumes.values())) == 2
+
+    def test_hardened(self):
+        """Nothing can be written but the volumes and /tmp, and no privilege is held or gained."""
+        service = self.service()
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        (tmpfs,) = service["tmpfs"]
+        assert re.match(r"/tmp:size=\d+m,", tmpfs)
+        assert not {"privileged", "cap_add", "network_mode", "pid", "user"} & set(service)
+
+    def test_settings(self):
+        """Every setting is passed on, so that .env works here too; the container's own are set.
+
+        A new setting needs its line in docker-compose.yml. The master key comes from its file.
+        """
+        environment = self.service()["environment"]
+        assert set(environment) == set(Settings.model_fields) - {"AKM_MASTER_KEY"}
+        given = {name: value for name, value in environment.items() if value is not None}
+        assert given == {name: env()[name] for name in OWN}
+
+    def test_stop(self):
+        """A stop gets more time than the server needs for what it has accepted."""
+        seconds = int(self.service()["stop_grace_period"].removesuffix("s"))
+        assert seconds >= 2 * serve._GRACE_SECONDS
+
+    def test_health(self):
+        """Engines that ignore the image's check run the same one."""
+        image = the("HEALTHCHECK")
+        check = self.service()["healthcheck"]
+        assert check["test"] == ["CMD", *json.loads(image[image.index("[") :])]
+        for option in ("interval", "timeout", "start_period", "retries"):
+            assert f"--{option.replace('_', '-')}={check[option]}" in image
+
+
+def check_health(**settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the image's own command, from where its script lies here."""
+    image = the("HEALTHCHECK")
+    program, *words = json.loads(image[image.index("[") :])
+    assert (program, words[-1]) == ("python3", HEALTHCHECK)
+    assert ("COPY", f"docker/healthcheck.py {HEALTHCHECK}") in final()
+    command = [sys.executable, *words[:-1], str(ROOT / "docker" / "healthcheck.py")]
+    return subprocess.run(
+        command, env=settings, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """The port of something that answers everything with a status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b'{"problems": ["a task died"]}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield str(server.server_port)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class TestHealth:
+    def test_of_a_server(self, tmp_path: Path):
+        """A server with the image's settings is healthy, and no longer once it has stopped."""
+        with started(tmp_path, HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true") as server:
+            port = str(urlsplit(server.url).port)
+            done = check_health(HOST="0.0.0.0", PORT=port)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            assert server.stop() == 0
+        done = check_health(HOST="0.0.0.0", PORT=port)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"no answer from 127.0.0.1:{port}")
+
+    def test_over_tls(self, tmp_path: Path):
+        """The certificate is one for the outside, and need not name this address."""
+        certificate, key = make_certificate(tmp_path)
+        settings = {"TLS_CERT": str(certificate), "TLS_KEY": str(key)}
+        with started(tmp_path, HOST="0.0.0.0", **settings) as server:
+            port = str(urlsplit(server.url).port)
+            assert check_health(HOST="0.0.0.0", PORT=port, **settings).returncode == 0
+            assert check_health(HOST="0.0.0.0", PORT=port).returncode == 1
+
+    def test_not_ready(self):
+        """A server that answers, and has a problem, is not healthy; the engine shows which."""
+        with answering(503) as port:
+            done = check_health(PORT=port)
+        assert done.returncode == 1
+        assert done.stderr == '503 {"problems": ["a task died"]}\n'
