@@ -202,3 +202,19 @@ async def test_changes_and_their_events(backend):
     await backend.store.record([event(4)], {})
     found = await walk_audit(backend.store, AuditQuery(ascending=True))
     assert [e.timestamp for e in found] == [100, 101, 102, 103, 104]
+
+
+async def test_count(backend):
+    """Each living key of the realm is counted once, in the state that it shows."""
+    await put(
+        backend,
+        key("active"), key("later", expires_at=NOW + 1), key("to-be-revoked", revoked_at=NOW + 1),
+        key("disabled", disabled=True), key("over", expires_at=NOW), key("done", expired=True),
+        key("revoked", revoked=True), key("ended", revoked_at=NOW, disabled=True, expired=True),
+        key("off and over", disabled=True, expired=True),
+        key("admin", realm="admin"), key("gone", deleted_at=5),
+    )  # fmt: skip
+    counted = await backend.store.count("default", NOW)
+    assert counted == {"active": 3, "disabled": 2, "expired": 2, "revoked": 2}
+    assert await backend.store.count("admin", NOW) == {"active": 1}
+    assert await backend.store.count("nobody", NOW) == {}

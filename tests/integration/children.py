@@ -130,8 +130,17 @@ async def hog(manager: KeyManager, seconds: str) -> None:
     await asyncio.gather(*(lane(n) for n in range(16)))
 
 
+async def work(manager: KeyManager, token: str) -> None:
+    """As worker 2 of 2: validate as often as told, until told nothing."""
+    say("ready")
+    while line := await asyncio.to_thread(listen):
+        for _ in range(int(line)):
+            assert await manager.verify(token=token)
+        say("done")
+
+
 TASKS: dict[str, Callable[..., Awaitable[None]]] = {
-    task.__name__: task for task in (found, revoke, warm, write, crash, claim, hog)
+    task.__name__: task for task in (found, revoke, warm, write, crash, claim, hog, work)
 }
 
 
@@ -143,7 +152,7 @@ async def main(task: str, *arguments: str) -> None:
         listen()
     # What workers share.
     folder = os.environ.get("WORKERS_FOLDER")
-    worker = Worker(1, 2, Path(folder)) if folder else None
+    worker = Worker(2, 2, Path(folder)) if folder else None
     async with open_deployment(Settings.load(), worker=worker) as deployment:
         await TASKS[task](deployment.manager, *arguments)
 

@@ -16,6 +16,7 @@ import pytest
 from api_key_manager.config import Settings
 from api_key_manager.server.app import build_app
 from api_key_manager.wiring import Deployment, open_deployment
+from api_key_manager.wiring.worker import Worker
 from tests.integration.commands import Akm, run
 
 
@@ -62,10 +63,16 @@ class Api:
 
 
 @asynccontextmanager
-async def serving(peer: str = "127.0.0.1", **overrides: Any) -> AsyncIterator[Api]:
+async def serving(
+    peer: str = "127.0.0.1",
+    *,
+    worker: Worker | None = None,
+    opentelemetry: bool = False,
+    **overrides: Any,
+) -> AsyncIterator[Api]:
     """A server on its own deployment; `peer` is the address that it sees."""
     settings = Settings.load(**{"DATABASE_URL": "memory://", **overrides})
-    async with open_deployment(settings) as deployment:
+    async with open_deployment(settings, worker=worker, opentelemetry=opentelemetry) as deployment:
         await deployment.mint_first_token(on_terminal=True)
         transport = httpx.ASGITransport(build_app(deployment), client=(peer, 40_000))
         async with httpx.AsyncClient(transport=transport, base_url="http://akm.test") as client:

@@ -31,6 +31,7 @@ ROUTES = [
     ("POST", "/v1/validate/batch", "validate"),
     ("GET", "/v1/audit", "audit:read"),
     ("GET", "/v1/stats", "metrics"),
+    ("GET", "/metrics", "metrics"),
 ]
 # They let in for themselves, whoever shows a key of its own realm.
 AUTHORIZE = ["/v1/authorize", "/v1/authorize/{permissions}"]

@@ -394,7 +394,6 @@ class TestRequireBuilt:
             ("SECRET_STORE", "vault"),
             ("ON_STORE_OUTAGE", "serve-stale"),
             ("ON_LIMITER_OUTAGE", "allow"),
-            ("LOG_FORMAT", "json"),
             ("MAX_STALE_SECONDS", "60"),
             ("AUDIT_RETENTION_DAYS", "30"),
             ("VAULT_LEASE_SECONDS", "60"),

@@ -136,7 +136,7 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)
     ] = Field("INFO", description="The least severe message that is logged.")
     LOG_FORMAT: Literal["text", "json"] = Field(
-        "text", description="How log lines look; json is not built yet."
+        "text", description="How log lines look: for people, or one JSON object a line."
     )
 
     DATABASE_URL: DatabaseUrl = Field(
@@ -298,7 +298,6 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
 
 # The one value of each of these that has something behind it.
 _BUILT: Final[dict[str, bool | int | str]] = {
-    "LOG_FORMAT": "text",
     "KEK_PROVIDER": "local",
     "SECRET_STORE": "database",
     "ON_STORE_OUTAGE": "deny",

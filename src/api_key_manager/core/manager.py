@@ -26,6 +26,7 @@ from api_key_manager.core.ports import (
 from api_key_manager.core.presented import Presented, present, present_item, why_malformed
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache, Records
+from api_key_manager.core.tally import Tally
 from api_key_manager.core.tokens import check_prefix
 from api_key_manager.core.validator import AsyncAPIKeyValidator
 from api_key_manager.core.verifier import Verifier
@@ -53,6 +54,7 @@ class KeyManager(KeyLifeCycle):
         nonce_window_seconds: how old a timestamp with a nonce may be.
         cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
         recorder: the audit queue; made by :mod:`api_key_manager.wiring` as well.
+        tally: counts verdicts.
         background: whether somebody flushes the recorder; else this manager writes through.
 
     Raises:
@@ -73,6 +75,7 @@ class KeyManager(KeyLifeCycle):
         nonce_window_seconds: int = 300,
         cache: RecordCache | None = None,
         recorder: Recorder | None = None,
+        tally: Tally | None = None,
         background: bool = False,
     ) -> None:
         if validator is not None and not isinstance(validator, AsyncAPIKeyValidator):
@@ -89,6 +92,7 @@ class KeyManager(KeyLifeCycle):
         self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=store is None)
         self.records = Records(self.store, self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
+        self.tally = tally if tally is not None else Tally()
         self._flush_when_full = in_memory and not background
         self._verifier = Verifier(
             store=self.store,
@@ -98,6 +102,7 @@ class KeyManager(KeyLifeCycle):
             limiter=limiter if limiter is not None else MemoryLimiter(),
             default_limits=check_rate_limits(default_limits),
             recorder=self.recorder,
+            tally=self.tally,
             rules=replace(self.validator.rules, nonce_window=nonce_window_seconds),
             write=self._write,
             write_through=not (background or in_memory),
@@ -327,7 +332,7 @@ class KeyManager(KeyLifeCycle):
 
     def get_stats(self) -> dict[str, Any]:
         """Counters of this process: the record cache and the audit queue."""
-        return {"cache": self.cache.map.stats(), "audit_queue": self.recorder.depth}
+        return {"cache": self.cache.stats(), "audit_queue": self.recorder.depth}
 
     # Inside
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from bisect import bisect_right, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -171,6 +172,9 @@ class MemoryStore:
         ended = (r for r in due if r.next_end is not None and r.next_end <= before)
         return list(islice(ended, limit))
 
+    async def count(self, realm: str, now: int) -> dict[str, int]:
+        return await asyncio.to_thread(_count, list(self._keys.values()), realm, now)
+
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
         self.record_now(events, used)
 
@@ -216,6 +220,11 @@ def _fits(record: ApiKey, query: KeyQuery) -> bool:
         and query.prefix in (None, record.prefix)
         and (query.created_before is None or record.created_at < query.created_before)
     )
+
+
+def _count(records: list[ApiKey], realm: str, now: int) -> dict[str, int]:
+    living = (r for r in records if r.realm == realm and r.deleted_at is None)
+    return dict(Counter(record.state(now) for record in living))
 
 
 def _event_fits(index: int, event: AuditEvent, query: AuditQuery) -> bool:

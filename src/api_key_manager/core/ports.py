@@ -95,6 +95,13 @@ class KeyStore(Protocol):
         """Keys with an end at or before ``before`` (µs) that is not yet made permanent."""
         ...
 
+    async def count(self, realm: str, now: int) -> dict[str, int]:
+        """How many keys are in each state at ``now`` (µs); states that none is in may be missing.
+
+        Looks at every key, without making other callers wait.
+        """
+        ...
+
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
         """Append events and note last uses. Bumps no revision."""
         ...

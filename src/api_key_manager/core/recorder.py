@@ -68,6 +68,9 @@ class Recorder:
         store: where events and last uses go.
         validations: ``all``, ``failures`` or ``none``.
         capacity: how many events may wait; past that :attr:`full` is true.
+
+    Attributes:
+        refused: for how many events :meth:`reserve` found no room.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Recorder:
         self._used_static: dict[str, int] = {}
         self._uses_due = 0.0
         self._flushing = asyncio.Lock()
-        self._reserved = self._landing = 0
+        self._reserved = self._landing = self.refused = 0
         self._room = asyncio.Event()
         self._under_way: tuple[asyncio.Future[None], list[AuditEvent], dict[str, Use]] | None = None
         self._making_room: asyncio.Task[bool] | None = None
@@ -214,8 +217,10 @@ class Recorder:
             try:
                 await asyncio.wait_for(self._room.wait(), deadline - loop.time())
             except TimeoutError:
+                self.refused += count
                 return False
             if making.done() and not making.result() and not self._fits(count):
+                self.refused += count
                 return False
         self._reserved += count
         return True

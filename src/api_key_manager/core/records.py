@@ -114,12 +114,17 @@ Found = OpenKey | StorageError
 
 
 class RecordCache:
-    """Open records by key id, answered only under a running lease."""
+    """Open records by key id, answered only under a running lease.
+
+    ``hits`` and ``misses`` are of validations, not of look-ups, and counted by their owner: one
+    that goes the slow way looks more than once.
+    """
 
     def __init__(self, max_entries: int, ttl_seconds: float, *, owned: bool) -> None:
         self.map: BoundedTTLMap[str, OpenKey] = BoundedTTLMap(max_entries if ttl_seconds else 0)
         self._ttl = ttl_seconds
         self._lease = _FOREVER if owned else 0.0
+        self.hits = self.misses = 0
 
     def get(self, key_id: str) -> OpenKey | None:
         """The key, if it is here and surely current."""
@@ -131,6 +136,9 @@ class RecordCache:
         now = boot_clock()
         if now < self._lease:
             self.map.put(key.record.key_id, key, now + self._ttl)
+
+    def stats(self) -> dict[str, int]:
+        return {**self.map.stats(), "hits": self.hits, "misses": self.misses}
 
     @property
     def leased(self) -> bool:

@@ -28,11 +28,16 @@ from api_key_manager.core.ports import (
 from api_key_manager.core.presented import Presented
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import Found, Records
+from api_key_manager.core.tally import Tally
 
 __all__ = ["Verifier"]
 
 _log = logging.getLogger(__name__)
 _QUEUE_PATIENCE = 0.1
+_REFUSED_NONCE = {
+    ClaimResult.REPLAYED: Reason.REPLAYED,
+    ClaimResult.REFUSED: Reason.UNAVAILABLE,
+}
 
 Write = Callable[[Sequence[Change]], Awaitable[list[ApiKey]]]
 
@@ -41,7 +46,7 @@ class Verifier:
     """Judges credentials and records what became of them.
 
     Args:
-        store, records, nonces, limiter, recorder, rules: see their modules.
+        store, records, nonces, limiter, recorder, tally, rules: see their modules.
         default_limits: of every key that has none of its own; admin tokens have no limits.
         write: makes a change and lets the caches know of it.
         write_through: whether each verdict is in the store before it is given.
@@ -56,17 +61,21 @@ class Verifier:
         limiter: RateLimiter,
         default_limits: tuple[RateLimit, ...],
         recorder: Recorder,
+        tally: Tally,
         rules: Rules,
         write: Write,
         write_through: bool,
     ) -> None:
         self._store = store
         self._records = records
+        self._cache = records.cache
         self._cached = records.cache.get
         self._nonces = nonces
         self._limiter = limiter
         self._default_limits = default_limits
         self._recorder = recorder
+        self._count = tally.add
+        self._refuse_nonce = tally.refuse_nonce
         self._rules = rules
         self._write = write
         self._write_through = write_through
@@ -81,6 +90,7 @@ class Verifier:
             return None
         if presented.malformed:
             verdict = _malformed(presented)
+            self._count(presented, verdict)
             self._recorder.note(presented, verdict, now)
             return verdict
         key = self._cached(presented.key_id)
@@ -94,6 +104,8 @@ class Verifier:
             if decision is None:
                 return None
             verdict = _limited(verdict, decision)
+        self._cache.hits += 1
+        self._count(presented, verdict)
         self._recorder.note(presented, verdict, now)
         return verdict
 
@@ -118,6 +130,7 @@ class Verifier:
         key = self._cached(presented.key_id)
         if key is None or key.record is not verdict.key or now >= key.next_end:
             return False
+        self._cache.hits += 1
         self._recorder.note_use(presented.key_id, now)
         return True
 
@@ -126,6 +139,12 @@ class Verifier:
 
         The store and the nonces are asked once for the whole batch, in no task of its own.
         """
+        verdicts = await self._verify(batch, now)
+        for presented, verdict in zip(batch, verdicts, strict=True):
+            self._count(presented, verdict)
+        return verdicts
+
+    async def _verify(self, batch: Sequence[Presented], now: float) -> list[Verdict]:
         if self.closed:
             return [Verdict(Reason.UNAVAILABLE, p.key_id or None) for p in batch]
         if not self._write_through and not self._records.cache.leased:
@@ -166,6 +185,12 @@ class Verifier:
             else self._judge(presented, keys, since if presented.key_id in cold else None, now)
             for presented in batch
         ]
+        for presented in batch:
+            if not presented.malformed:
+                if presented.key_id in cold:
+                    self._cache.misses += 1
+                else:
+                    self._cache.hits += 1
         if any(presented.nonce is not None for presented in batch):
             await self._claim(batch, verdicts, keys, now)
         await self._take(batch, verdicts)
@@ -230,10 +255,10 @@ class Verifier:
             _log.error("nonces cannot be claimed: %s", error)
             results = [ClaimResult.REFUSED] * len(claims)
         for i, result in zip(claims, results, strict=True):
-            if result is ClaimResult.REPLAYED:
-                verdicts[i] = verdicts[i]._replace(reason=Reason.REPLAYED)
-            elif result is ClaimResult.REFUSED:
-                verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
+            if result is not ClaimResult.TAKEN:
+                reason = _REFUSED_NONCE[result]
+                self._refuse_nonce(reason)
+                verdicts[i] = verdicts[i]._replace(reason=reason)
 
     def _claim_of(self, presented: Presented, key: Found | None, verdict: Verdict) -> Claim:
         timestamp, rules = presented.timestamp or 0, self._rules

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from api_key_manager import __version__
@@ -33,6 +33,7 @@ from api_key_manager.server.tokens import Tokens
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.wiring import Deployment
+    from api_key_manager.wiring.observing import Observing
 
 __all__ = ["build_app"]
 
@@ -46,7 +47,9 @@ WRITE: Final = "keys:write"
 class _App(FastAPI):
     """FastAPI behind the front, which answers the hot routes before FastAPI hears of them."""
 
-    def __init__(self, manager: KeyManager, routes: Routes, door: Door, *, debug: bool) -> None:
+    def __init__(
+        self, manager: KeyManager, routes: Routes, door: Door, observing: Observing, *, debug: bool
+    ) -> None:
         handlers: dict[Any, Any] = {
             HTTPException: _as_problem,
             RequestValidationError: _as_problem,
@@ -62,13 +65,25 @@ class _App(FastAPI):
             redirect_slashes=False,
             # The front has looked at the type already.
             strict_content_type=False,
+            # Its own would tell messages of exceptions, which may quote a caller.
+            telemetry={
+                "tracing": False,
+                "metrics": False,
+                "logs": False,
+                "operation_spans": False,
+                "auto_configure": False,
+            },
             exception_handlers=handlers,
         )
         self._routes_by_scope = routes
-        self.front = Front(super().__call__, manager, routes, door, debug=debug)
+        self.front = Front(
+            super().__call__, manager, routes, door, observing.meter,
+            debug=debug, fast=not observing.tracing.on,
+        )  # fmt: skip
+        self._entry = observing.tracing.around(self.front, routes.template)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.front(scope, receive, send)
+        await self._entry(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -82,7 +97,7 @@ def build_app(deployment: Deployment) -> FastAPI:
     settings, manager = deployment.settings, deployment.manager
     routes = Routes()
     door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
-    app = _App(manager, routes, door, debug=settings.DEBUG)
+    app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     rows: list[Row] = [
         ("POST", "/v1/keys", keys.create_key, WRITE, 201, schemas.CreatedKey),
@@ -103,9 +118,12 @@ def build_app(deployment: Deployment) -> FastAPI:
     for method, path, endpoint, scope, status, model in rows:
         _add(app, method, path, endpoint, status, model)
         routes.add(method, path, scope)
+    _add_metrics(app, routes, system)
     routes.hot = {"/v1/validate": validate, "/v1/validate/batch": validate_batch}
     for path in routes.hot:
         routes.add("POST", path, "validate")
+        # A series that begins at zero shows its first increase.
+        _ = deployment.observing.meter.requests["POST", path, 200]
     routes.open[PATH] = routes.open[BELOW] = Authorize(settings)
     _add_public(app, routes, system)
     return app
@@ -142,6 +160,21 @@ def _add(
         summary=name.replace("_", " ").capitalize(),
         tags=[path.split("/")[2] if path.startswith("/v1/") else "system"],
     )
+
+
+def _add_metrics(app: FastAPI, routes: Routes, system: System) -> None:
+    """The one answer that is no JSON."""
+    app.add_api_route(
+        "/metrics",
+        system.get_metrics,
+        methods=["GET"],
+        response_class=PlainTextResponse,
+        response_description="Prometheus text format.",
+        operation_id="get_metrics",
+        summary="Get metrics",
+        tags=["system"],
+    )
+    routes.add("GET", "/metrics", "metrics")
 
 
 def _add_public(app: FastAPI, routes: Routes, system: System) -> None:

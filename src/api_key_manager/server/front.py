@@ -12,7 +12,9 @@ import logging
 import re
 import secrets
 import traceback
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,12 +26,16 @@ from api_key_manager.server.errors import PROBLEM_TYPE, Headers, ProblemError, p
 from api_key_manager.server.exchange import Exchange, Reply, Request, Steps
 from api_key_manager.server.hot import Single
 from api_key_manager.server.principal import PRINCIPAL, Principal
+from api_key_manager.telemetry.logs import request_id as logged_id
+from api_key_manager.telemetry.numbers import BOUNDS
 
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
+    from api_key_manager.telemetry.numbers import Durations, Meter
 
 __all__ = [
     "COMMON",
+    "OTHER",
     "REQUEST_ID",
     "VISIT",
     "Front",
@@ -43,6 +49,10 @@ __all__ = [
 REQUEST_ID: Final = "akm.request_id"
 VISIT: Final = "akm.visit"
 """The ASGI scope key of a request that was begun outside: what :meth:`Front.begin` gave."""
+
+OTHER: Final = "other"
+"""Stands in metrics for every path that there is not, and for methods that no route takes: what
+strangers type must not make new time series."""
 
 HotHandler = Callable[[bytes, Principal], Steps[Reply]]
 OpenHandler = Callable[[Request], Steps[Reply]]
@@ -64,6 +74,7 @@ _LOOKED_AT: Final = frozenset(
     }
 )
 _PATH_SHOWN: Final = 200
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 COMMON: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
@@ -79,7 +90,7 @@ class Routes:
         self.open: dict[str, OpenHandler] = {}
         """Hot too, by every method; they let in for themselves. A path that ends in a slash stands
         for all below it."""
-        self._patterns: list[tuple[re.Pattern[str], dict[str, str | None]]] = []
+        self._patterns: list[tuple[re.Pattern[str], str, dict[str, str | None]]] = []
 
     def add(self, method: str, path: str, scope: str | None) -> None:
         """Note a route. ``{name}`` in a path stands for one segment."""
@@ -88,17 +99,19 @@ class Routes:
             known = self.table[path] = {}
             if "{" in path:
                 segments = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
-                self._patterns.append((re.compile(segments), known))
+                self._patterns.append((re.compile(segments), path, known))
         known[method] = scope
 
     def find_open(self, path: str) -> OpenHandler | None:
         """The handler of a path that lets in for itself."""
-        found = self.open.get(path)
-        if found is None:
-            for below, handler in self.open.items():
-                if below[-1] == "/" and path.startswith(below):
-                    return handler
-        return found
+        return self.open.get(path) or self.open.get(self._above(path))
+
+    def _above(self, path: str) -> str:
+        """The open route that stands for all below it, if that takes this path in; else nothing."""
+        for route in self.open:
+            if route[-1] == "/" and path.startswith(route):
+                return route
+        return ""
 
     def find(self, method: str, path: str) -> Mapping[str, str | None]:
         """The methods of a path with their scopes; empty when there is no such path."""
@@ -106,10 +119,31 @@ class Routes:
         if method in known:
             return known
         # A path may be both: POST /v1/keys/revoke, and GET of a key that is called "revoke".
-        for pattern, methods in self._patterns:
+        for pattern, _, methods in self._patterns:
             if pattern.fullmatch(path):
                 known = {**methods, **known}
         return known
+
+    def name(self, method: str, path: str) -> tuple[str, str]:
+        """The method and the route as they were added, ``{name}`` and all; else :data:`OTHER`."""
+        known = self.table.get(path)
+        if known is not None and method in known:
+            return method, path
+        opened = path if path in self.open else self._above(path)
+        if opened:
+            return (method if method in _METHODS else OTHER), opened
+        routes = [] if known is None else [path]
+        for pattern, route, methods in self._patterns:
+            if pattern.fullmatch(path):
+                if method in methods:
+                    return method, route
+                routes.append(route)
+        return OTHER, routes[0] if routes else OTHER
+
+    def template(self, method: str, path: str) -> str | None:
+        """The route alone; ``None`` when there is no such path."""
+        route = self.name(method, path)[1]
+        return None if route == OTHER else route
 
 
 class Pass(NamedTuple):
@@ -129,7 +163,7 @@ Outcome = Reply | Pass
 class Visit:
     """A request on its way, and what is known of it by now."""
 
-    __slots__ = ("admission", "exchange", "hot", "opened", "request")
+    __slots__ = ("admission", "began", "exchange", "hot", "opened", "request", "taken")
 
     exchange: Exchange[Outcome]
 
@@ -144,21 +178,26 @@ class Visit:
         self.opened = opened
         self.hot = hot
         self.admission = admission
+        self.began = perf_counter()
+        # Where it counts if the answer is a 200.
+        self.taken: Durations | None = None
 
 
 class _Response:
     """What has been sent of an answer of the app; adds the headers that every answer has."""
 
-    __slots__ = ("_id", "_send", "finished", "started")
+    __slots__ = ("_id", "_send", "finished", "started", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._id = request_id
         self.started = self.finished = False
+        self.status = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             headers = [*message["headers"], *_common(self._id)]
             message = {**message, "headers": headers}
         else:
@@ -168,6 +207,7 @@ class _Response:
     async def send_whole(self, reply: Reply) -> None:
         """An answer of the front's own."""
         self.started = True
+        self.status = reply.status
         await self._send(
             {
                 "type": "http.response.start",
@@ -201,20 +241,27 @@ class Front:
         manager: judges.
         routes: what there is.
         door: lets in.
+        meter: counts what is answered.
         debug: whether errors are logged with their traceback.
+        fast: whether hot requests may be answered without ASGI.
     """
 
     def __init__(
-        self, app: ASGIApp, manager: KeyManager, routes: Routes, door: Door, *, debug: bool
-    ) -> None:
+        self, app: ASGIApp, manager: KeyManager, routes: Routes, door: Door, meter: Meter,
+        *, debug: bool, fast: bool,
+    ) -> None:  # fmt: skip
         self._app = app
         self._manager = manager
         self._routes = routes
         self._door = door
+        self._meter = meter
         self._debug = debug
+        self._fast = fast
 
     def is_hot(self, path: str) -> bool:
         """Whether :meth:`begin` may be asked."""
+        if not self._fast:
+            return False
         # Where a fragment begins, is for the app's own reader of URLs to say.
         return path in self._routes.hot or (
             self._routes.find_open(path) is not None and "#" not in path
@@ -234,7 +281,7 @@ class Front:
             Its id, and the answer; or the visit, if that needs to wait; or ``None`` when it has to
             begin like any other, which no part of it has done yet.
         """
-        manager, request = self._manager, before.request
+        began, manager, request = perf_counter(), self._manager, before.request
         request_id = _request_id(request.head.get(b"x-request-id"))
         hot, admission, now = before.hot, before.admission, manager.clock()
         if hot is None or admission is None:
@@ -251,11 +298,16 @@ class Front:
                 try:
                     verdict = manager.verify_now(hot.read(body, principal), now)
                 except Exception as error:
-                    return request_id, self._problem(error, request.with_id(request_id))
+                    problem = self._problem(error, request.with_id(request_id))
+                    self._answered(before, problem.status, began)
+                    return request_id, problem
                 if verdict is not None:
-                    return request_id, Reply(hot.write(verdict))
+                    reply = Reply(hot.write(verdict))
+                    self._answered(before, reply.status, began)
+                    return request_id, reply
             visit = Visit(request.with_id(request_id), None, hot, admission)
             visit.exchange = Exchange(manager, hot(body, principal), body, now)
+        visit.began, visit.taken = began, before.taken
         return request_id, self.advance(visit) or visit
 
     def advance(self, visit: Visit) -> Reply | None:
@@ -264,8 +316,11 @@ class Front:
         try:
             outcome = visit.exchange.advance()
         except Exception as error:
-            return self._problem(error, visit.request)
-        return outcome if isinstance(outcome, Reply) else None
+            outcome = self._problem(error, visit.request)
+        if not isinstance(outcome, Reply):
+            return None
+        self._answered(visit, outcome.status, visit.began)
+        return outcome
 
     def _visit(self, request: Request, body: bytes | None = None) -> Visit:
         visit = Visit(request)
@@ -290,6 +345,7 @@ class Front:
             visit = self._visit(head)
         request = visit.request
         scope[REQUEST_ID] = request.id
+        logged_id.set(request.id)  # never taken back: each request has a task of its own
         response = _Response(send, request.id)
         try:
             outcome = await visit.exchange.finish(lambda: read_body(request.head, receive))
@@ -310,6 +366,22 @@ class Front:
             if response.started:
                 raise  # too late for one: the connection is all that can be broken
             await response.send_whole(problem)
+        finally:
+            if response.started:
+                self._answered(visit, response.status, visit.began)
+
+    def _answered(self, visit: Visit, status: int, began: float) -> None:
+        """Count an answer to this visit, or to one with the same head."""
+        taken = visit.taken
+        if taken is None or status != 200:
+            where = self._routes.name(visit.request.method, visit.request.path)
+            taken = self._meter.requests[*where, status]
+            if status == 200:
+                visit.taken = taken
+        # taken.observe(), written out: a call costs as much as what it does.
+        seconds = perf_counter() - began
+        taken.counts[bisect_left(BOUNDS, seconds)] += 1
+        taken.seconds += seconds
 
     def _steps(self, visit: Visit) -> Steps[Outcome]:
         request = visit.request
@@ -355,7 +427,7 @@ class Front:
         _log.error(
             "request %s, %s %s: %s at %s",
             request.id, request.method, _quoted(request.path), type(error).__name__, where,
-            exc_info=error if self._debug else None,
+            exc_info=error if self._debug else None, extra={"request_id": request.id},
         )  # fmt: skip
 
 

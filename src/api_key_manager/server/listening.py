@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from api_key_manager.server.fastlane import FastProtocol
+from api_key_manager.telemetry.logs import formatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,10 +92,12 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Write log lines to standard error, as ``LOG_LEVEL`` says."""
-    logging.basicConfig(
-        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    """Write log lines to standard error, as ``LOG_LEVEL`` and ``LOG_FORMAT`` say."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(settings.LOG_FORMAT, debug=settings.DEBUG))
+    logging.basicConfig(level=settings.LOG_LEVEL, handlers=[handler])
     # Every stranger who sends garbage would be a line; starts and stops are told otherwise.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(max(logging.WARNING, logging.root.level))
+    # The last two write URLs and headers into the log.
+    for name in ("alembic", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))

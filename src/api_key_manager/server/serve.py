@@ -80,7 +80,7 @@ async def _serve(settings: Settings, bound: socket.socket) -> None:
     from api_key_manager.wiring import open_deployment
 
     terminal = sys.stdout.isatty()
-    async with open_deployment(settings) as deployment:
+    async with open_deployment(settings, opentelemetry=True) as deployment:
         await deployment.mint_first_token(on_terminal=terminal)
         with _token_file(deployment, terminal=terminal):
             greet = _greeter(deployment, bound, terminal=terminal)

@@ -12,6 +12,7 @@ from api_key_manager.server.errors import ProblemError
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import instant, sent
 from api_key_manager.server.schemas import AuditFilters
+from api_key_manager.telemetry.prometheus import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from api_key_manager.wiring import Deployment
@@ -39,6 +40,10 @@ class System:
         """Counters of this process."""
         uptime = round(time.monotonic() - self._since, 3)
         return reply({**self._manager.get_stats(), "uptime_seconds": uptime})
+
+    async def get_metrics(self) -> Response:
+        """The numbers of this node, for Prometheus."""
+        return Response(await self._deployment.exposition.text(), media_type=CONTENT_TYPE)
 
     async def health(self) -> Response:
         """Whether the process answers. Says nothing about the store."""

@@ -94,7 +94,9 @@ async def _serve(
     from api_key_manager.server.listening import Server
     from api_key_manager.wiring import open_deployment
 
-    async with open_deployment(settings, create=False, worker=worker) as deployment:
+    async with open_deployment(
+        settings, create=False, worker=worker, opentelemetry=True
+    ) as deployment:
         server = Server(build_app(deployment), settings, lambda: writer.write(LISTENING))
         obeying = asyncio.create_task(_obey(reader, server))
         await server.serve(sockets=[bound])

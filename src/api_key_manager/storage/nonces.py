@@ -12,6 +12,7 @@ from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import Claim, ClaimResult
 from api_key_manager.storage import scripts
 from api_key_manager.storage.sqlite import SqliteDriver
+from api_key_manager.storage.timing import Observe, untold, writes
 
 __all__ = ["SqlNonceStore"]
 
@@ -57,13 +58,22 @@ class SqlNonceStore:
     Args:
         driver: where the scripts run.
         max_per_key: how many live nonces one key may hold; past that, only this key is refused.
+        observe: is told how long each operation took.
     """
 
-    def __init__(self, driver: SqliteDriver, max_per_key: int = MAX_NONCES_PER_KEY) -> None:
+    def __init__(
+        self,
+        driver: SqliteDriver,
+        max_per_key: int = MAX_NONCES_PER_KEY,
+        *,
+        observe: Observe = untold,
+    ) -> None:
         self._driver = driver
+        self.observe = observe
         self._max_per_key = max_per_key
         _, _, self.birth = driver.read(scripts.describe())
 
+    @writes
     async def claim(self, claims: Sequence[Claim], now: float, skew: int) -> list[ClaimResult]:
         results = [self._too_early(claim, skew) for claim in claims]
         open_claims = [c for c, refused in zip(claims, results, strict=True) if not refused]

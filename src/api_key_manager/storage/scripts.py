@@ -12,6 +12,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     func,
     or_,
     select,
@@ -227,6 +228,17 @@ def ending(before: int, limit: int) -> Script[list[ApiKey]]:
     due = _KEYS.where(keys.c.next_end_at <= before).limit(limit)
     found = yield from _with_versions(due)
     return found
+
+
+def count(realm: str, now: int) -> Script[dict[str, int]]:
+    """How many keys are in each state, in one pass."""
+    c = keys.c
+    # _state_filters() names a state's own condition last; case() takes the first that is true.
+    states = ("revoked", "disabled", "expired")
+    state = case(*((_state_filters(s, now)[-1], s) for s in states), else_="active")
+    living = (c.realm == realm, c.deleted_at.is_(None))
+    rows = yield Statement(select(state, func.count()).where(*living).group_by(state))()
+    return {row[0]: row[1] for row in rows}
 
 
 def _with_versions(statement: Select[Any]) -> Script[list[ApiKey]]:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, Wrapp
 from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, scripts, upgrade
 from api_key_manager.storage.feed import SqliteFeed
 from api_key_manager.storage.idempotency import prune as prune_requests
+from api_key_manager.wiring.exposition import Exposition
 from api_key_manager.wiring.first_token import mint_first_token
 from api_key_manager.wiring.limits import (
     default_limits,
     limits_are_shared,
     refuse_unshared_limits,
 )
+from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import database_path, find_master_key, key_path
 from api_key_manager.wiring.supervisor import Supervisor, every
 from api_key_manager.wiring.worker import Worker
@@ -39,6 +42,7 @@ _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
 _FEED_KEPT_SECONDS = 3600
+_PUBLISH_SECONDS = 1.0
 
 
 class Deployment:
@@ -52,7 +56,8 @@ class Deployment:
         master_key: where the master key is, in words.
         first_token: the admin token minted just now, once in a database's life.
         first_token_file: where that token was put, when no terminal could show it.
-        worker: which of several processes this is; ``None`` for the only one.
+        observing: counts what happens.
+        exposition: the metrics.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Deployment:
         idempotency: IdempotencyStore,
         database: str,
         master_key: str,
+        observing: Observing,
     ) -> None:
         self.settings = settings
         self.manager = manager
@@ -70,10 +76,13 @@ class Deployment:
         self.master_key = master_key
         self.first_token: str | None = None
         self.first_token_file: Path | None = None
-        self.worker: Worker | None = None
         self.follower: Follower | None = None
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
+        self.observing = observing
+        self.exposition = Exposition(
+            manager, observing.meter, lambda: not self.problems(), observing.worker
+        )
 
     def problems(self) -> list[str]:
         """Why this process should get no requests right now; empty when it should."""
@@ -129,6 +138,9 @@ class Deployment:
             await self.manager.recorder.flush(self.manager.clock(), uses=True)
         except StorageError as error:
             _log.error("%d audit events are lost: %s", self.manager.recorder.depth, error)
+        if self.observing.publishes:
+            await self.exposition.publish(ended=True)
+        await self.observing.close()
         await self.manager.store.close()
 
 
@@ -168,6 +180,7 @@ async def open_deployment(
     create: bool = True,
     background: bool = True,
     worker: Worker | None = None,
+    opentelemetry: bool = False,
 ) -> AsyncIterator[Deployment]:
     """Everything that a server or a command needs, running.
 
@@ -177,6 +190,7 @@ async def open_deployment(
         background: whether to follow changes and write in batches; without, every verdict is
             read from and written to the store at once.
         worker: which of several processes this is; ``None`` for the only one.
+        opentelemetry: whether its variables in the environment are heeded; else nothing is sent.
 
     Raises:
         ConfigurationError: a setting or the master key is missing, wrong, or not built yet.
@@ -184,12 +198,16 @@ async def open_deployment(
     """
     settings.require_built()
     path = database_path(settings)
-    deployment = (
-        _in_memory(settings, background=background)
-        if path is None
-        else await _on_sqlite(settings, path, worker, create=create, background=background)
-    )
-    deployment.worker = worker
+    observing = Observing(worker, opentelemetry=opentelemetry)
+    try:
+        deployment = (
+            _in_memory(settings, observing, background=background)
+            if path is None
+            else await _on_sqlite(settings, path, observing, create=create, background=background)
+        )
+    except BaseException:
+        await observing.close()
+        raise
     try:
         if background:
             _start(deployment)
@@ -214,7 +232,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _in_memory(settings: Settings, *, background: bool) -> Deployment:
+def _in_memory(settings: Settings, observing: Observing, *, background: bool) -> Deployment:
     idempotency = MemoryIdempotency()
     store = MemoryStore(receipts=idempotency)
     manager = KeyManager(
@@ -224,39 +242,44 @@ def _in_memory(settings: Settings, *, background: bool) -> Deployment:
         nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
         cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=True),
         recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
+        tally=observing.tracing.tally,
         background=background,
         **_limits(settings),
     )
     return Deployment(
-        settings, manager, idempotency, "in memory, gone when this process ends", "none needed"
-    )
+        settings, manager, idempotency, "in memory, gone when this process ends", "none needed",
+        observing,
+    )  # fmt: skip
 
 
 async def _on_sqlite(
-    settings: Settings, path: Path, worker: Worker | None, *, create: bool, background: bool
+    settings: Settings, path: Path, observing: Observing, *, create: bool, background: bool
 ) -> Deployment:
     await asyncio.to_thread(_prepare, path, create)
+    worker = observing.worker
     driver = SqliteDriver(path, turns=None if worker is None else worker.folder)
     try:
         box, where = await _open_box(settings, driver)
-        store = SqlStore(driver)
+        observe = observing.meter.operation
+        store = SqlStore(driver, observe=observe)
         manager = KeyManager(
             _validator(settings),
             store=store,
             box=box,
-            nonces=SqlNonceStore(driver),
+            nonces=SqlNonceStore(driver, observe=observe),
             prefix=settings.TOKEN_PREFIX,
             nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
             # Without a follower the cache has no lease: every record is read anew.
             cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=False),
             recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
+            tally=observing.tracing.tally,
             background=background,
             **_limits(settings),
         )
     except BaseException:
         await asyncio.to_thread(driver.close)
         raise
-    return Deployment(settings, manager, store, str(path), where)
+    return Deployment(settings, manager, store, str(path), where, observing)
 
 
 def _prepare(path: Path, create: bool) -> None:
@@ -296,6 +319,11 @@ def _start(deployment: Deployment) -> None:
         deployment.follower.problem = None
         supervisor.start("follower", deployment.follower.run)
         supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
+    observing, publish = deployment.observing, deployment.exposition.publish
+    observing.start(deployment.exposition)
+    if observing.publishes:
+        step = partial(publish, keys=observing.sends)
+        supervisor.start("metrics", every(_PUBLISH_SECONDS, step))
     supervisor.start("audit", every(settings.AUDIT_FLUSH_SECONDS, deployment.flush))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
 

@@ -1,0 +1,68 @@
+"""How many verdicts were given: plain numbers, for whoever wants to show them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from api_key_manager.core.models import ADMIN_REALM, Reason, Verdict
+from api_key_manager.core.presented import Presented
+
+__all__ = ["Tally"]
+
+# A global is looked up faster than a member of an enumeration.
+_VALID = Reason.VALID
+
+
+class Tally:
+    """Counts each verdict once, where it is given.
+
+    No id is kept, so that there are never more numbers than reasons times schemes. Of admin
+    tokens only the refused ones count, and apart: every request shows one.
+    """
+
+    __slots__ = ("_accepted", "_limits", "_nonces", "_refused", "_refused_admin")
+
+    def __init__(self) -> None:
+        # Two, since one short text as a key costs half of what a pair does.
+        self._accepted: defaultdict[str | None, int] = defaultdict(int)
+        self._refused: defaultdict[tuple[Reason, str | None], int] = defaultdict(int)
+        self._refused_admin: defaultdict[Reason, int] = defaultdict(int)
+        self._nonces = {Reason.REPLAYED: 0, Reason.UNAVAILABLE: 0}
+        self._limits = {True: 0, False: 0}
+
+    def add(self, presented: Presented, verdict: Verdict) -> None:
+        """Count a verdict."""
+        reason = verdict.reason
+        # Verdicts of a deployment without limits have none.
+        decision = verdict.rate_limit
+        if decision is not None:
+            self._limits[decision.allowed] += 1
+        if reason is _VALID:
+            if presented.realm != ADMIN_REALM:
+                self._accepted[verdict.scheme] += 1
+        elif presented.realm == ADMIN_REALM:
+            self._refused_admin[reason] += 1
+        else:
+            self._refused[reason, verdict.scheme] += 1
+
+    def refuse_nonce(self, reason: Reason) -> None:
+        """Count a nonce that was replayed, or could not be claimed (``unavailable``)."""
+        self._nonces[reason] += 1
+
+    def validations(self) -> dict[tuple[str, str | None], int]:
+        """By reason and scheme; no scheme where nothing was proved."""
+        accepted = {(_VALID.value, scheme): count for scheme, count in self._accepted.items()}
+        refused = {(reason.value, s): count for (reason, s), count in self._refused.items()}
+        return {**accepted, **refused}
+
+    def refused_admin_tokens(self) -> dict[str, int]:
+        """By reason."""
+        return {reason.value: count for reason, count in self._refused_admin.items()}
+
+    def refused_nonces(self) -> dict[str, int]:
+        """By reason."""
+        return {reason.value: count for reason, count in self._nonces.items()}
+
+    def limit_decisions(self) -> dict[str, int]:
+        """``allowed`` and ``refused``."""
+        return {"allowed": self._limits[True], "refused": self._limits[False]}
