@@ -24,7 +24,7 @@ __all__ = ["BOUND", "Child", "Place", "first_refusal", "signed", "until"]
 BOUND = 2.0
 
 _CHILDREN = Path(__file__).with_name("children.py")
-_OURS = ("AKM_", "DATABASE_URL", "ALLOW_", "AUDIT_", "CACHE_", "REVOCATION_")
+_OURS = ("AKM_", "DATABASE_URL", "ALLOW_", "AUDIT_", "AUTHORIZE_", "CACHE_", "REVOCATION_")
 
 
 class Child:

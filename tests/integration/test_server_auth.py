@@ -33,6 +33,8 @@ ROUTES = [
     ("GET", "/v1/stats", "metrics"),
     ("GET", "/metrics", "metrics"),
 ]
+# They let in for themselves, whoever shows a key of its own realm.
+AUTHORIZE = ["/v1/authorize", "/v1/authorize/{permissions}"]
 OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json"]
 SCOPES = ["keys:read", "keys:write", "validate", "audit:read", "metrics", "admin"]
 
@@ -84,7 +86,20 @@ async def test_no_route_is_missing_above(api: Api):
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     }
-    assert documented == {*ROUTES, ("GET", "/healthz", None), ("GET", "/readyz", None)}
+    others = ["/healthz", "/readyz", *AUTHORIZE]
+    assert documented == {*ROUTES, *(("GET", path, None) for path in others)}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "PATCH"])
+@pytest.mark.parametrize("path", AUTHORIZE)
+async def test_admin_tokens_do_not_authorize(api: Api, method: str, path: str):
+    """Forward auth takes callers' keys by any method, and no admin token."""
+    path = path.replace("{permissions}", "a.b")
+    key = await api.key(kind="bearer", permissions=["a.*"])
+    assert (await api(method, path)).status_code == 401
+    assert (await api(method, path, token=None)).status_code == 401
+    assert (await api(method, path, token=key["token"])).status_code == 200
+    assert (await api(method, f"{path}/", token=key["token"])).status_code == 401
 
 
 async def test_nothing_undocumented_is_reachable(api: Api):

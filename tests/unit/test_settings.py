@@ -216,6 +216,10 @@ class TestValues:
             ("TRUSTED_PROXIES", "proxy.internal"),
             ("TRUSTED_PROXIES", "10.0.0.1,,10.0.0.2"),
             ("TLS_CERT", "a\nb"),
+            ("AUTHORIZE_PROFILE", "Nginx"),
+            ("AUTHORIZE_PROFILE", "apache"),
+            ("AUTHORIZE_METADATA", "a,,b"),
+            ("AUTHORIZE_METADATA", ",".join("abcdefghijklmnopqrstuvwxyzABCDEFG")),
         ],
     )
     def test_refused(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str):
@@ -286,6 +290,21 @@ class TestValues:
         assert refusal(TLS_CERT="c.pem") == "TLS_CERT is set, but TLS_KEY is not: set both or none"
         assert refusal(TLS_KEY="k.pem") == "TLS_KEY is set, but TLS_CERT is not: set both or none"
         assert Settings.load(TLS_CERT="c.pem", TLS_KEY="k.pem").TLS_KEY == "k.pem"
+
+    def test_rules_need_a_gateway(self):
+        """Rules without a profile would be about requests that nobody tells of: refused."""
+        expected = "AUTHORIZE_RULES is set, but AUTHORIZE_PROFILE is not: set both"
+        assert refusal(AUTHORIZE_RULES="rules.toml") == expected
+        settings = Settings.load(AUTHORIZE_RULES="rules.toml", AUTHORIZE_PROFILE="envoy")
+        assert settings.AUTHORIZE_RULES == "rules.toml"
+
+    @pytest.mark.parametrize(
+        ("text", "names"),
+        [("", ()), ("plan", ("plan",)), (" plan , team name", ("plan", "team name"))],
+    )
+    def test_metadata_names(self, text: str, names: tuple[str, ...]):
+        """Names between commas, without the spaces around them."""
+        assert Settings.load(AUTHORIZE_METADATA=text).authorize_metadata == names
 
 
 class TestSecrets:
@@ -377,7 +396,6 @@ class TestRequireBuilt:
             ("ON_LIMITER_OUTAGE", "allow"),
             ("MAX_STALE_SECONDS", "60"),
             ("AUDIT_RETENTION_DAYS", "30"),
-            ("AUTHORIZE_PROFILE", "nginx"),
             ("VAULT_LEASE_SECONDS", "60"),
             ("VAULT_ENTERPRISE_NAMESPACE", "team"),
         ],

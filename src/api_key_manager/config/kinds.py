@@ -18,13 +18,16 @@ __all__ = [
     "HttpUrl",
     "MasterKey",
     "Mount",
+    "Names",
     "Networks",
     "Path",
+    "Profile",
     "RedisUrl",
     "Reserved",
     "Text",
     "TokenPrefix",
     "decode_master_key",
+    "names",
     "networks",
 ]
 
@@ -87,6 +90,19 @@ def _check_networks(text: str) -> str:
     return text
 
 
+def names(text: str) -> tuple[str, ...]:
+    """The names of a comma-separated text; ``ValueError`` when one is empty or there are many."""
+    found = tuple(part.strip() for part in text.split(",")) if text.strip() else ()
+    if not all(found) or len(found) > 32:
+        raise ValueError("not names")
+    return found
+
+
+def _check_names(text: str) -> str:
+    names(text)
+    return text
+
+
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Path = Annotated[Text, Allowed("the path of a file")]
 AdminToken = Annotated[
@@ -119,10 +135,20 @@ Mount = Annotated[
     Field(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"),
     Allowed("the name of a mount: letters, digits, `_`, `.`, `-`, `/`"),
 ]
+Names = Annotated[
+    Text,
+    AfterValidator(_check_names),
+    Allowed("1 to 32 names of metadata fields separated by commas"),
+]
 Networks = Annotated[
     str,
     AfterValidator(_check_networks),
     Allowed("IP addresses and networks (10.0.0.0/8, ::1) separated by commas"),
+]
+Profile = Annotated[
+    str,
+    Field(pattern=r"^(nginx|traefik|caddy|envoy)?$"),
+    Allowed("nginx, traefik, caddy or envoy"),
 ]
 RedisUrl = Annotated[
     str,

@@ -34,12 +34,15 @@ from api_key_manager.config.kinds import (
     HttpUrl,
     MasterKey,
     Mount,
+    Names,
     Networks,
     Path,
+    Profile,
     RedisUrl,
     Reserved,
     Text,
     TokenPrefix,
+    names,
     networks,
 )
 from api_key_manager.core.exceptions import ConfigurationError
@@ -209,8 +212,14 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     VAULT_LEASE_SECONDS: Reserved = Field(
         "", description="Not built yet: how long data keys outlive Vault, in seconds."
     )
-    AUTHORIZE_PROFILE: Reserved = Field(
-        "", description="Not built yet: the gateway in front of `/v1/authorize`."
+    AUTHORIZE_PROFILE: Profile = Field(
+        "", description="The gateway that asks `/v1/authorize`; unset, callers ask for themselves."
+    )
+    AUTHORIZE_RULES: Path = Field(
+        "", description="What a key must hold for which request; needs AUTHORIZE_PROFILE."
+    )
+    AUTHORIZE_METADATA: Names = Field(
+        "", description="The metadata that `/v1/authorize` tells the service, in X-Key-Metadata."
     )
 
     @pydantic.model_validator(mode="after")
@@ -220,6 +229,9 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
             raise ValueError(f"{given} is set, but {missing} is not: set both or none")
         if self.AKM_MASTER_KEY and self.AKM_MASTER_KEY_FILE:
             raise ValueError("AKM_MASTER_KEY and AKM_MASTER_KEY_FILE are both set: set only one")
+        if self.AUTHORIZE_RULES and not self.AUTHORIZE_PROFILE:
+            # Rules are about the original request, which only a gateway can tell.
+            raise ValueError("AUTHORIZE_RULES is set, but AUTHORIZE_PROFILE is not: set both")
         if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
             raise ValueError(
                 f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
@@ -259,6 +271,11 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         """``TRUSTED_PROXIES`` as networks; a single address is a network of one."""
         return networks(self.TRUSTED_PROXIES)
 
+    @property
+    def authorize_metadata(self) -> tuple[str, ...]:
+        """``AUTHORIZE_METADATA`` as names."""
+        return names(self.AUTHORIZE_METADATA)
+
     def require_built(self) -> None:
         """Refuse a setting whose backend does not exist yet, before anything relies on it.
 
@@ -291,7 +308,6 @@ _BUILT: Final[dict[str, bool | int | str]] = {
     "VAULT_ENABLED": False,
     "VAULT_ENTERPRISE_NAMESPACE": "",
     "VAULT_LEASE_SECONDS": "",
-    "AUTHORIZE_PROFILE": "",
 }
 
 

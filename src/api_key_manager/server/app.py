@@ -17,13 +17,16 @@ from starlette.types import Receive, Scope, Send
 from api_key_manager import __version__
 from api_key_manager.server import schemas
 from api_key_manager.server.auth import Door
+from api_key_manager.server.authorize import Authorize
 from api_key_manager.server.docs import CONTENT_SECURITY_POLICY, render
 from api_key_manager.server.errors import PROBLEM_TYPE, problem_of
 from api_key_manager.server.front import REQUEST_ID, Front, Routes
+from api_key_manager.server.gateways import BELOW, PATH
 from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
 from api_key_manager.server.openapi import complete
+from api_key_manager.server.openapi_authorize import describe
 from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
 
@@ -84,7 +87,8 @@ class _App(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = complete(super().openapi(), self._routes_by_scope.table)
+            document = complete(super().openapi(), self._routes_by_scope.table)
+            self.openapi_schema = describe(document)
         return self.openapi_schema
 
 
@@ -120,6 +124,7 @@ def build_app(deployment: Deployment) -> FastAPI:
         routes.add("POST", path, "validate")
         # A series that begins at zero shows its first increase.
         _ = deployment.observing.meter.requests["POST", path, 200]
+    routes.open[PATH] = routes.open[BELOW] = Authorize(settings)
     _add_public(app, routes, system)
     return app
 

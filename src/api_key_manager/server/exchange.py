@@ -58,6 +58,13 @@ class Request(NamedTuple):
     id: str
     ready: Principal | None = None
     """Who calls, when the app runs in the caller's own process."""
+    raw_path: str = ""
+    """As it came, where that was told and differs."""
+
+    @property
+    def undecoded(self) -> str:
+        """The path as it came."""
+        return self.raw_path or self.path
 
     def __repr__(self) -> str:
         # The headers hold credentials.

@@ -88,7 +88,8 @@ class Routes:
         self.table: dict[str, dict[str, str | None]] = {}
         self.hot: dict[str, HotHandler] = {}
         self.open: dict[str, OpenHandler] = {}
-        """Hot too, by every method; they let in for themselves."""
+        """Hot too, by every method; they let in for themselves. A path that ends in a slash stands
+        for all below it."""
         self._patterns: list[tuple[re.Pattern[str], str, dict[str, str | None]]] = []
 
     def add(self, method: str, path: str, scope: str | None) -> None:
@@ -100,6 +101,17 @@ class Routes:
                 segments = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
                 self._patterns.append((re.compile(segments), path, known))
         known[method] = scope
+
+    def find_open(self, path: str) -> OpenHandler | None:
+        """The handler of a path that lets in for itself."""
+        return self.open.get(path) or self.open.get(self._above(path))
+
+    def _above(self, path: str) -> str:
+        """The open route that stands for all below it, if that takes this path in; else nothing."""
+        for route in self.open:
+            if route[-1] == "/" and path.startswith(route):
+                return route
+        return ""
 
     def find(self, method: str, path: str) -> Mapping[str, str | None]:
         """The methods of a path with their scopes; empty when there is no such path."""
@@ -117,8 +129,9 @@ class Routes:
         known = self.table.get(path)
         if known is not None and method in known:
             return method, path
-        if path in self.open:
-            return (method if method in _METHODS else OTHER), path
+        opened = path if path in self.open else self._above(path)
+        if opened:
+            return (method if method in _METHODS else OTHER), opened
         routes = [] if known is None else [path]
         for pattern, route, methods in self._patterns:
             if pattern.fullmatch(path):
@@ -247,7 +260,12 @@ class Front:
 
     def is_hot(self, path: str) -> bool:
         """Whether :meth:`begin` may be asked."""
-        return self._fast and (path in self._routes.hot or path in self._routes.open)
+        if not self._fast:
+            return False
+        # Where a fragment begins, is for the app's own reader of URLs to say.
+        return path in self._routes.hot or (
+            self._routes.find_open(path) is not None and "#" not in path
+        )
 
     def begin(
         self, method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
@@ -322,7 +340,7 @@ class Front:
         if visit is None:
             head = _read_head(
                 scope["method"], scope["path"], scope["query_string"], scope["headers"],
-                scope.get("client"), scope.get(PRINCIPAL),
+                scope.get("client"), scope.get(PRINCIPAL), scope.get("raw_path"),
             )  # fmt: skip
             visit = self._visit(head)
         request = visit.request
@@ -368,7 +386,7 @@ class Front:
     def _steps(self, visit: Visit) -> Steps[Outcome]:
         request = visit.request
         path = request.path
-        opened = self._routes.open.get(path)
+        opened = self._routes.find_open(path)
         if opened is not None:
             visit.opened = opened
             return (yield from opened(request))
@@ -415,14 +433,15 @@ class Front:
 
 def _read_head(
     method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]],
-    client: Any, ready: Principal | None,
+    client: Any, ready: Principal | None, raw_path: bytes | None = None,
 ) -> Request:  # fmt: skip
     head: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         if name in _LOOKED_AT:
             head.setdefault(name, []).append(value)
     request_id = _request_id(head.get(b"x-request-id"))
-    return Request(method, path, query, headers, head, client, request_id, ready)
+    undecoded = "" if raw_path is None else raw_path.decode("latin-1")
+    return Request(method, path, query, headers, head, client, request_id, ready, undecoded)
 
 
 def _quoted(path: str) -> str:
