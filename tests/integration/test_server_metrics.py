@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 from api_key_manager import __version__
 from api_key_manager.core.models import ADMIN_REALM
 from api_key_manager.core.presented import Presented
-from api_key_manager.server.front import Routes
+from api_key_manager.server.routes import Routes
 from tests.integration.conftest import Api, serving, signed
 from tests.integration.scrapes import of, read, scrape, value
 from tests.integration.test_server_serve import TOKEN, started

@@ -20,13 +20,14 @@ from api_key_manager.server.auth import Door
 from api_key_manager.server.authorize import Authorize
 from api_key_manager.server.docs import CONTENT_SECURITY_POLICY, render
 from api_key_manager.server.errors import PROBLEM_TYPE, problem_of
-from api_key_manager.server.front import REQUEST_ID, Front, Routes
+from api_key_manager.server.front import REQUEST_ID, Front
 from api_key_manager.server.gateways import BELOW, PATH
 from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
 from api_key_manager.server.openapi import complete
 from api_key_manager.server.openapi_authorize import describe
+from api_key_manager.server.routes import Routes
 from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
 
