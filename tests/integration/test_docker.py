@@ -20,7 +20,7 @@ import yaml
 
 from api_key_manager import __version__
 from api_key_manager.config import Settings
-from api_key_manager.server import serve
+from api_key_manager.server import listening
 from tests.integration.test_server_serve import make_certificate, started
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,7 +249,7 @@ class TestCompose:
     def test_stop(self):
         """A stop gets more time than the server needs for what it has accepted."""
         seconds = int(self.service()["stop_grace_period"].removesuffix("s"))
-        assert seconds >= 2 * serve._GRACE_SECONDS
+        assert seconds >= 2 * listening._GRACE_SECONDS
 
     def test_health(self):
         """Engines that ignore the image's check run the same one."""

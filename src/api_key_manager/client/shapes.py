@@ -37,12 +37,32 @@ Kind = Literal["signed", "bearer"]
 State = Literal["active", "disabled", "expired", "revoked"]
 
 
+class RateLimit(TypedDict):
+    """So many requests per window. The name may be left out when it is sent."""
+
+    name: NotRequired[str]
+    limit: int
+    window_seconds: int
+
+
+class RateLimitState(TypedDict):
+    """Of a key's limits the one that refused, else the one with the smallest share left."""
+
+    name: str
+    limit: int
+    window_seconds: int
+    remaining: int
+    reset_seconds: int
+    retry_after_seconds: int | None
+
+
 class KeyChanges(TypedDict, total=False):
     """What may be changed of a key. ``None`` empties."""
 
     metadata: Mapping[str, Any] | None
     permissions: list[str] | None
     ip_allowlist: list[str] | None
+    rate_limits: list[RateLimit] | None
     expires_at: Instant | None
     min_scheme: str | None
     owner: str | None
@@ -101,6 +121,7 @@ class Key(TypedDict):
     metadata: dict[str, Any]
     permissions: list[str]
     ip_allowlist: list[str]
+    rate_limits: list[RateLimit]
     min_scheme: str
     active: bool
     state: State
@@ -206,7 +227,7 @@ class RemoteVerdict:
     metadata: dict[str, Any] | None
     permissions: list[str] | None
     expires_at: str | None
-    rate_limit: Any
+    rate_limit: RateLimitState | None
     body_verified: bool | None
 
     def __bool__(self) -> bool:

@@ -41,6 +41,11 @@ __all__ = ["build_app"]
 Endpoint = Callable[..., Awaitable[Response]]
 Row = tuple[str, str, Endpoint, str, int, type[BaseModel] | None]
 
+_METRICS: Final = """\
+# HELP akm_validations_total Credentials judged.
+# TYPE akm_validations_total counter
+akm_validations_total{reason="valid",scheme="bearer"} 42.0
+"""
 READ: Final = "keys:read"
 WRITE: Final = "keys:write"
 
@@ -171,6 +176,7 @@ def _add_metrics(app: FastAPI, routes: Routes, system: System) -> None:
         methods=["GET"],
         response_class=PlainTextResponse,
         response_description="Prometheus text format.",
+        responses={200: {"content": {"text/plain": {"example": _METRICS}}}},
         operation_id="get_metrics",
         summary="Get metrics",
         tags=["system"],

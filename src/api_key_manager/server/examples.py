@@ -17,6 +17,7 @@ _KEY: Final[dict[str, Any]] = {
     "metadata": {"tier": "premium"},
     "permissions": ["invoices.*"],
     "ip_allowlist": ["10.0.0.0/8"],
+    "rate_limits": [{"name": "minute", "limit": 600, "window_seconds": 60}],
     "min_scheme": "timestamped",
     "active": True,
     "state": "active",
