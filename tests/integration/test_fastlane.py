@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api_key_manager.config import Settings
+from api_key_manager.core import sign
 from api_key_manager.server import fastlane, protocol
 from api_key_manager.wiring import Deployment, open_deployment
 from tests.integration.conftest import signed
@@ -23,6 +24,7 @@ ADMIN = "a" * 40
 AUTH = [("Authorization", f"Bearer {ADMIN}"), ("Content-Type", "application/json")]
 SECRET = "s" * 32
 KEY = {"key_id": "app", "secret": SECRET}
+ONE = {"name": "one", "limit": 7, "window_seconds": 60}
 
 
 async def deploy(stack: AsyncExitStack, clock: Any = None, **more: Any) -> Deployment:
@@ -30,7 +32,12 @@ async def deploy(stack: AsyncExitStack, clock: Any = None, **more: Any) -> Deplo
     deployment = await stack.enter_async_context(open_deployment(made))
     if clock is not None:
         deployment.manager.clock = deployment.manager.validator.clock = clock
-    await deployment.manager.create_key("app", SECRET, {"plan": "pro"}, permissions=["a.*"])
+        limiter: Any = deployment.manager._verifier._limiter
+        limiter._clock = lambda: clock.seconds * 10**9
+    create = deployment.manager.create_key
+    await create("app", SECRET, {"plan": "pro"}, permissions=["a.*"])
+    await create("one", SECRET, {'"rate_limit":null': 1}, rate_limits=[ONE])
+    await create("two", SECRET, rate_limits=[ONE, {"name": "two", "limit": 5, "window_seconds": 1}])
     return deployment
 
 
@@ -67,7 +74,8 @@ def count_visits(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 BODIES = st.sampled_from(
     ["good", "wrong", "stale", "nonce", "unknown", "ip", "permission", "forbidden", "no json",
-     "misfit", "empty", "nan", "large", "batch", "bad batch", "long batch"]
+     "misfit", "empty", "nan", "large", "batch", "bad batch", "long batch", "one limit",
+     "two limits", "dear", "static", "tagged"]
 )  # fmt: skip
 
 
@@ -90,6 +98,11 @@ def body_of(kind: str, clock: Any, number: int) -> bytes:
         "large": json.dumps({**good, "tags": ["x" * 70_000]}),
         "batch": json.dumps({"validations": [good, nonce, {**good, "key": "nobody"}]}),
         "bad batch": json.dumps({"validations": [good, {}]}),
+        "one limit": json.dumps(signed({**KEY, "key_id": "one"}, clock.seconds)),
+        "two limits": json.dumps(signed({**KEY, "key_id": "two"}, clock.seconds)),
+        "dear": json.dumps({**signed({**KEY, "key_id": "one"}, clock.seconds), "cost": 3}),
+        "static": json.dumps({"key": "app", "signature": sign(SECRET, "app")}),
+        "tagged": json.dumps({**good, "tags": ["t"]}),
         "long batch": json.dumps({"validations": [good] * 150}),
     }[kind].encode()
 
@@ -121,7 +134,7 @@ REQUESTS = st.fixed_dictionaries(
         "types": TYPES,
         "more": MORE,
         "chunked": st.sampled_from([False, False, False, True]),
-        "repeats": st.integers(1, 3),
+        "repeats": st.integers(1, 5),
         "cut": st.sampled_from([0, 0, 0, 10, 60, 200]),
     }
 )  # fmt: skip

@@ -151,5 +151,7 @@ def test_forgetting_the_full_gives_nothing_away(schedule):
         clock.now += step * 1000
         expected, after = decide(BOTH, arrivals.get(key, (0, 0)), cost, clock.now // 1000)
         arrivals[key] = tuple(after)
-        assert limiter.take_now(key, BOTH, cost) == expected
+        taken = limiter.take_now(key, BOTH, cost)
+        assert (taken.allowed, taken.states) == (expected.allowed, expected.states)
+        assert (taken.retry_after, taken.deciding) == (expected.retry_after, expected.deciding)
     assert limiter.forgotten == 0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from throttled import rate_limiter, store, utils
 
-from api_key_manager.core.limits import Decision, LimitState, RateLimit, decide, ratelimit_headers
+from api_key_manager.core.limits import LimitState, RateLimit, decide, ratelimit_headers
 
 SECOND = 1_000_000
 NOW = 7 * SECOND
@@ -61,7 +61,10 @@ def test_a_burst_then_a_steady_flow():
 def test_states_of_an_accepted_request():
     """What is left, and when the limit is full again, are told after the request itself."""
     decision, _ = decide([RateLimit("a", 10, 60)], (0,), 4, NOW)
-    assert decision == Decision(True, (LimitState("a", 10, 60, 6, 24.0),), 0.0, None)
+    assert decision.allowed
+    assert decision.states == (LimitState("a", 10, 60, 6, 24.0),)
+    assert decision.left_of_only() == (6, 24)
+    assert (decision.retry_after, decision.refused_by) == (0.0, None)
     assert not decision.never
 
 

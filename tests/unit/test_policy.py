@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from api_key_manager.core import ApiKey, KeyVersion, Reason, sign
 from api_key_manager.core.memory import MemoryBox
 from api_key_manager.core.models import MICROSECONDS
-from api_key_manager.core.policy import Rules, judge, window_reason
+from api_key_manager.core.policy import Rules, accept, judge, window_reason
 from api_key_manager.core.presented import present
 from api_key_manager.core.records import open_record, seal_record
 from api_key_manager.core.tokens import mint_token
@@ -357,3 +357,39 @@ def test_what_cannot_be_read_keeps_who_was_meant_and_who_asked(given, key_id):
 def test_an_address_that_is_none_is_not_kept():
     """What stands in the log as an address is one."""
     assert present("client", "0" * 64, ip="127.0.0.1\nroot").ip is None
+
+
+class TestAccept:
+    """The short way says exactly what the judge says, wherever it says anything."""
+
+    @given(
+        fields=st.fixed_dictionaries(
+            {},
+            optional={
+                "revoked": st.booleans(),
+                "disabled": st.booleans(),
+                "expired": st.booleans(),
+                "revoked_at": st.sampled_from([None, MICROS - 1, MICROS + 1]),
+                "expires_at": st.sampled_from([None, MICROS - 1, MICROS + 1]),
+                "ip_allowlist": st.sampled_from([(), ("10.0.0.0/8",)]),
+                "min_scheme": st.sampled_from(
+                    ["static", "timestamped", "timestamped-nonce", "request"]
+                ),
+            },
+        ),
+        ends_at=st.sampled_from([None, MICROS, MICROS + 1]),
+        age=st.sampled_from([-61, -60, 0, 21_660, 21_661, 10**9, -(10**9)]),
+        good=st.sampled_from([True, True, True, False]),
+        rules=st.sampled_from([Rules(), Rules(window=300, skew=0), Rules(allow_static=False)]),
+    )
+    def test_it_is_the_judge(self, fields, ends_at, age, good, rules):
+        version = replace(seal_record(BOX, "client", 1, SECRET, "signed", 0), ends_at=ends_at)
+        record = ApiKey("client", "signed", 0, 0, (version,), **fields)
+        key = open_record(replace(record, mac=BOX.record_mac(record)), BOX)
+        at = NOW - age
+        given = present("client", sign(SECRET if good else "another", "client", at), at)
+        told = judge(key, given, NOW, rules)
+        plain = not (fields.keys() - {"min_scheme"}) or key.plain
+        accepted = accept(key, given.signature or b"", at, NOW, rules) if key.plain else None
+        assert accepted == (told if told.valid and key.plain else None)
+        assert key.plain is plain

@@ -41,7 +41,7 @@ class TestTally:
         assert tally.limit_decisions() == {"allowed": 0, "refused": 0}
         for allowed, reason in ((True, Reason.VALID), (True, Reason.VALID),
                                 (False, Reason.RATE_LIMITED)):  # fmt: skip
-            decision = Decision(allowed, (), 0.0)
+            decision = Decision(allowed, (), (), 0)
             tally.add(Presented("k"), Verdict(reason, "k", rate_limit=decision))
         tally.add(Presented("k"), Verdict(Reason.VALID, "k"))
         assert tally.limit_decisions() == {"allowed": 2, "refused": 1}

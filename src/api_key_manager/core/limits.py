@@ -96,6 +96,16 @@ class Decision(NamedTuple):
             return states[self.refused_by]
         return min(states, key=lambda state: state.remaining / state.limit)
 
+    def left_of_only(self) -> tuple[int, int]:
+        """Of the only limit what could be taken right now, and the whole seconds until it is full
+        again, rounded up: :attr:`deciding` without anything else."""
+        _, limit, window_seconds = self.limits[0]
+        window = window_seconds * _MICROSECONDS
+        taken = self.arrivals[0] - self.now * limit
+        if taken < 0:
+            taken = 0
+        return (window * limit - taken) // window, -(-taken // (limit * _MICROSECONDS))
+
     def _state(self, rate: RateLimit, arrival: int) -> LimitState:
         name, limit, window_seconds = rate
         window = window_seconds * _MICROSECONDS

@@ -32,16 +32,13 @@ class Admission(NamedTuple):
     presented: Presented | None = None
     verdict: Verdict | None = None
 
-    def again(self, manager: KeyManager, request_id: str, now: float) -> Principal | None:
-        """The same caller with the same head on the same connection, if nothing changed since."""
-        if (
-            self.presented is not None
-            and self.verdict is not None
-            and not manager.repeat_now(self.presented, self.verdict, now)
-        ):
-            return None
-        name, scopes, ip, _ = self.principal
-        return Principal(name, scopes, ip, request_id)
+    def again(self, manager: KeyManager, now: float) -> bool:
+        """Whether the same caller is let in by the same head on the same connection once more."""
+        return (
+            self.presented is None
+            or self.verdict is None
+            or manager.repeat_now(self.presented, self.verdict, now)
+        )
 
 
 class Door:

@@ -97,13 +97,13 @@ class Front:
             visit = Visit(request.with_id(request_id), before.opened)
             visit.exchange = Exchange(manager, before.opened(visit.request), body, now)
         else:
-            principal = admission.again(manager, request_id, now)
-            if principal is None:
+            if not admission.again(manager, now):
                 return request_id, None
+            principal = admission.principal
             if hot is validate:
                 # Nearly all there is. The exchange would do the same, in more steps.
                 try:
-                    answer = validate_now(manager, body, principal, now)
+                    answer = validate_now(manager, body, principal, request_id, now)
                 except Exception as error:
                     problem = self._problem(error, request.with_id(request_id))
                     self._answered(before, problem.status, began)
@@ -112,7 +112,7 @@ class Front:
                     self._answered(before, 200, began)
                     return request_id, Reply(answer)
             visit = Visit(request.with_id(request_id), None, hot, admission)
-            visit.exchange = Exchange(manager, hot(body, principal), body, now)
+            visit.exchange = Exchange(manager, hot(body, principal.anew(request_id)), body, now)
         visit.began, visit.taken = began, before.taken
         return request_id, self.advance(visit) or visit
 

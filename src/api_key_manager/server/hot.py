@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import asdict
 
-from api_key_manager.core.limits import Decision, whole_seconds
+from api_key_manager.core.limits import Decision, RateLimit, whole_seconds
 from api_key_manager.core.models import ApiKey, Reason, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
@@ -166,9 +166,10 @@ def validate(body: bytes, principal: Principal) -> Steps[Reply]:
 
 
 def validate_now(
-    manager: KeyManager, body: bytes, principal: Principal, now: float
+    manager: KeyManager, body: bytes, principal: Principal, request_id: str, now: float
 ) -> bytes | None:
-    """What :func:`validate` answers, if that needs no I/O; else nothing has been done.
+    """What :func:`validate` answers to a principal who asks once more, if that needs no I/O; else
+    nothing has been done.
 
     Raises:
         ProblemError: as :func:`validate`.
@@ -188,11 +189,11 @@ def validate_now(
     ):
         accepted = manager.accept_now(
             key, signature, timestamp, item.cost or 1, now,
-            actor=principal.id, request_id=principal.request_id,
+            actor=principal.id, request_id=request_id,
         )  # fmt: skip
         if accepted is not None:
             return _write_accepted(accepted)
-    verdict = manager.verify_now(_present(item, principal, ""), now)
+    verdict = manager.verify_now(_present(item, principal.anew(request_id), ""), now)
     return None if verdict is None else _encode(_answer(verdict))
 
 
@@ -283,29 +284,58 @@ def _rate_limit(decision: Decision) -> RateLimitAnswer:
     )
 
 
-_NO_LIMIT: Final = b'"rate_limit":null'
-_LIMIT: Final = b'"rate_limit":'
+class _Written(NamedTuple):
+    """An acceptance as it was written, for the next one of the same record and version."""
+
+    key: ApiKey | None
+    version: int | None
+    limits: Sequence[RateLimit]
+    whole: bytes
+    """Without limits."""
+    before: bytes
+    """With one limit: up to what is left of it."""
+    behind: bytes
+
+
 _MOST_WRITTEN: Final = 4096
-_written: Final[dict[int, tuple[ApiKey | None, int | None, bytes, bytes, bytes]]] = {}
+_written: Final[dict[int, _Written]] = {}
+_NO_LIMIT: Final = b'"rate_limit":null'
 
 
 def _write_accepted(verdict: Verdict) -> bytes:
-    """An acceptance whose record was most likely written before.
-
-    All but the rate limit stays the same as long as the record does, and is kept with it.
-    """
-    key, version = verdict.key, verdict.version
+    """An acceptance. All but what is left of its limits stays as long as its record does."""
+    key, decision = verdict.key, verdict.rate_limit
+    limits = () if decision is None else decision.limits
     known = _written.get(id(key))
     # A record that is kept here keeps its identity for itself.
-    if known is None or known[0] is not key or known[1] != version:
-        if len(_written) >= _MOST_WRITTEN:
-            _written.clear()
-        whole = _encode(_answer(verdict._replace(rate_limit=None)))
+    if (
+        known is None
+        or known.key is not key
+        or known.version != verdict.version
+        or known.limits is not limits
+    ):
+        known = _write_first(verdict, limits)
+    if decision is None:
+        return known.whole
+    if len(limits) > 1:
+        return _encode(_answer(verdict))
+    return b'%b%d,"reset_seconds":%d%b' % (known.before, *decision.left_of_only(), known.behind)
+
+
+def _write_first(verdict: Verdict, limits: Sequence[RateLimit]) -> _Written:
+    if len(_written) >= _MOST_WRITTEN:
+        _written.clear()
+    whole = _encode(_answer(verdict._replace(rate_limit=None)))
+    before = behind = b""
+    if len(limits) == 1:
+        name, limit, window_seconds = limits[0]
         head, _, tail = whole.rpartition(_NO_LIMIT)
-        known = _written[id(key)] = (key, version, whole, head + _LIMIT, tail)
-    if verdict.rate_limit is None:
-        return known[2]
-    return b"%b%b%b" % (known[3], _encode(_rate_limit(verdict.rate_limit)), known[4])
+        empty = _encode(RateLimitAnswer(name, limit, window_seconds, 0, 0, None))
+        start, _, end = empty.partition(b'0,"reset_seconds":0')
+        before, behind = head + b'"rate_limit":' + start, end + tail
+    known = _Written(verdict.key, verdict.version, limits, whole, before, behind)
+    _written[id(verdict.key)] = known
+    return known
 
 
 _read_misfit: Final = re.compile(

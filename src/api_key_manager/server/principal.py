@@ -26,5 +26,9 @@ class Principal(NamedTuple):
         """The same, as the audit log has it."""
         return Origin(self.id, self.ip, self.request_id)
 
+    def anew(self, request_id: str) -> Principal:
+        """The same caller with another request."""
+        return Principal(self.id, self.scopes, self.ip, request_id)
+
     def may(self, scope: str) -> bool:
         return scope in self.scopes or "admin" in self.scopes
