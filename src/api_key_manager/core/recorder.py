@@ -79,7 +79,7 @@ class Recorder:
         store: KeyStore,
         *,
         validations: Literal["all", "failures", "none"] = "all",
-        capacity: int = 20_000,
+        capacity: int = 40_000,
     ) -> None:
         self._store = store
         self.all = validations == "all"
@@ -180,9 +180,11 @@ class Recorder:
             await self._land()
             self._unfold(None if whole else int(now))
             used = self._take_uses(now, uses)
-            # In pieces, so that room appears long before all is written.
-            for _ in range(0, max(len(self._events), 1), _PIECE):
-                events, self._events = self._events[:_PIECE], self._events[_PIECE:]
+            # In pieces, so that room appears long before all is written; in large ones when there is
+            # much, since each waits for its turn on a loop that is busy then.
+            piece = max(_PIECE, len(self._events) // 2)
+            for _ in range(0, max(len(self._events), 1), piece):
+                events, self._events = self._events[:piece], self._events[piece:]
                 if not (events or used):
                     return
                 writing = asyncio.ensure_future(self._store.record(events, used))
