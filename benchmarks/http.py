@@ -17,6 +17,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -76,13 +77,9 @@ async def prepare(folder: Path) -> tuple[dict[str, str], Keys]:
     async with open_deployment(Settings.load(**environment)) as deployment:
         manager = deployment.manager
         token = await manager.create_key(kind="bearer", realm="admin", permissions=["validate"])
-        limits = [
-            {"name": "second", "limit": 1_000_000, "window_seconds": 1},
-            {"name": "hour", "limit": 1_000_000_000, "window_seconds": 3600},
-        ]
-        limits = {}  # XXX
-        signed = await manager.create_key("bench", **limits, metadata={"plan": "pro"})
-        bearer = await manager.create_key(kind="bearer", **limits)
+        limits = [{"name": "minute", "limit": 100_000_000, "window_seconds": 60}]
+        signed = await manager.create_key("bench", rate_limits=limits, metadata={"plan": "pro"})
+        bearer = await manager.create_key(kind="bearer", rate_limits=limits)
     return environment, Keys(token["token"], "bench", signed["secret"], bearer["token"])
 
 
@@ -150,7 +147,7 @@ def load(target: Target, seconds: int, script: Path, delay_ms: float = 0) -> Non
     before = _cpu_seconds(target.pid)
     told = subprocess.run(
         _pinned(
-            ["wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), target.url],
+            ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), target.url],
             CORES[1:] or CORES,
         ),
         capture_output=True, text=True, check=True,

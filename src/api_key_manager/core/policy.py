@@ -76,8 +76,8 @@ class OpenKey:
     """
 
     __slots__ = (
-        "_address_rules", "_make_ready", "_ready", "_valid", "decoy", "next_end", "record",
-        "strength",
+        "_address_rules", "_make_ready", "_ready", "_valid", "decoy", "next_end", "plain",
+        "record", "strength",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +90,15 @@ class OpenKey:
         self.record = record
         self.decoy = decoy
         self.strength = _STRENGTH[record.min_scheme]
+        # Whether nothing of the record but its scheme can be a reason to refuse.
+        self.plain = not (
+            record.revoked
+            or record.disabled
+            or record.expired
+            or record.revoked_at is not None
+            or record.expires_at is not None
+            or record.ip_allowlist
+        )
         end = record.next_end
         self.next_end: float = _FOREVER if end is None else end / MICROSECONDS
         self._make_ready = make_ready
@@ -239,6 +248,10 @@ def _refusal(
     key: OpenKey, presented: Presented, scheme: Scheme, now: float, rules: Rules
 ) -> Reason | None:
     record = key.record
+    if key.plain and presented.wanted is None:
+        if scheme == "bearer":
+            return None
+        return _weak_or_outside(key, presented, scheme, now, rules)
     micros = now * MICROSECONDS
     if record.revoked or (record.revoked_at is not None and micros >= record.revoked_at):
         return Reason.REVOKED

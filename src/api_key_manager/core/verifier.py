@@ -33,6 +33,8 @@ from api_key_manager.core.tally import Tally
 __all__ = ["Verifier"]
 
 _log = logging.getLogger(__name__)
+# An enum gives its members slowly.
+_VALID = Reason.VALID
 _QUEUE_PATIENCE = 0.1
 _REFUSED_NONCE = {
     ClaimResult.REPLAYED: Reason.REPLAYED,
@@ -99,7 +101,7 @@ class Verifier:
             return None
         verdict = judge(key, presented, now, self._rules)
         limits = self._limits_of(key.record)
-        if limits and verdict.reason is Reason.VALID:
+        if limits and verdict.reason is _VALID:
             decision = self._limiter.take_now(presented.key_id, limits, presented.cost)
             if decision is None:
                 return None
@@ -125,7 +127,7 @@ class Verifier:
             verdict: what :meth:`verify_now` said then.
             now: Unix seconds.
         """
-        if self._write_through or self._recorder.full or self.closed or verdict.rate_limit:
+        if self._write_through or self.closed or verdict.rate_limit:
             return False
         key = self._cached(presented.key_id)
         if key is None or key.record is not verdict.key or now >= key.next_end:

@@ -37,6 +37,8 @@ def _lines(headers: Headers) -> bytes:
 
 
 _COMMON: Final = _lines(COMMON)
+_shared: Final[list[Any]] = [None, b""]
+"""uvicorn's headers of all answers, and how they are written."""
 
 
 class _Last(NamedTuple):
@@ -61,7 +63,7 @@ class FastProtocol(BoundedProtocol):
         self._length = 0
         self._unusual = self._told_connection = self._keep_alive = False
         self._path, self._query = "", b""
-        # Whether nothing has come since the last request was answered here.
+        # Whether nothing is under way: the last request was answered here, nothing has come since.
         self._rests = True
         self._whole = b""
         self._last: _Last | None = None
@@ -72,21 +74,20 @@ class FastProtocol(BoundedProtocol):
         # and who was let in by it, need not be found out anew.
         last = self._last
         if last is not None:
-            if len(data) == last.size and data.startswith(last.head) and self._at_rest():
+            if (
+                len(data) == last.size
+                and data.startswith(last.head)
+                and self._rests
+                and not self.flow.write_paused
+            ):
                 request_id, outcome = self._front.again(last.visit, data[len(last.head) :])
                 if isinstance(outcome, Reply):
                     self._answer(outcome, request_id)
                     return
                 self._begun = outcome
             self._last = None
-        self._whole = data if self._at_rest() else b""
+        self._whole = data if self._rests else b""
         super().data_received(data)
-
-    def _at_rest(self) -> bool:
-        """Whether nothing is under way: what comes next is a new request."""
-        return self._rests and not (
-            self._busy or self.flow.write_paused or self.transport.is_closing()
-        )
 
     def on_message_begin(self) -> None:
         # Not uvicorn's: it builds the ASGI scope, which few hot requests need.
@@ -183,17 +184,21 @@ class FastProtocol(BoundedProtocol):
 
     def _answer(self, reply: Reply, request_id: str) -> None:
         body, status, kind, more = reply
+        # uvicorn makes a new list every second.
+        shared = self.server_state.default_headers
+        if shared is not _shared[0]:
+            _shared[:] = shared, _lines(shared)
         # What uvicorn writes for `headers_of(reply)`, in one go.
         self.transport.write(
             b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b%b\r\n%b"
             % (
                 STATUS_LINE[status],
-                _lines(self.server_state.default_headers),
+                _shared[1],
                 kind,
                 len(body),
                 request_id.encode(),
                 _COMMON,
-                _lines(more),
+                _lines(more) if more else b"",
                 b"" if self._keep_alive else b"connection: close\r\n",
                 body,
             )
