@@ -67,10 +67,14 @@ class Decision(NamedTuple):
     """
 
     allowed: bool
-    states: tuple[LimitState, ...]
+    limits: Sequence[RateLimit]
+    arrivals: Sequence[int]
+    """Of each limit its theoretical arrival time in ticks, from now on."""
+    now: int
+    """Microseconds, when it was decided."""
     retry_after: float = 0.0
     refused_by: int | None = None
-    """Which of the states it was; of several the one to wait for the longest."""
+    """Which of the limits it was; of several the one to wait for the longest."""
 
     @property
     def never(self) -> bool:
@@ -78,13 +82,28 @@ class Decision(NamedTuple):
         return not (self.allowed or self.retry_after)
 
     @property
+    def states(self) -> tuple[LimitState, ...]:
+        """What is left of each limit. Not stored, since few who ask for a decision want it."""
+        return tuple(map(self._state, self.limits, self.arrivals))
+
+    @property
     def deciding(self) -> LimitState:
         """The limit that refused, else the one of which the smallest share is left."""
+        if len(self.limits) == 1:
+            return self._state(self.limits[0], self.arrivals[0])
+        states = self.states
         if self.refused_by is not None:
-            return self.states[self.refused_by]
-        if len(self.states) == 1:
-            return self.states[0]
-        return min(self.states, key=lambda state: state.remaining / state.limit)
+            return states[self.refused_by]
+        return min(states, key=lambda state: state.remaining / state.limit)
+
+    def _state(self, rate: RateLimit, arrival: int) -> LimitState:
+        name, limit, window_seconds = rate
+        window = window_seconds * _MICROSECONDS
+        taken = arrival - self.now * limit
+        if taken < 0:
+            taken = 0
+        reset = -(-taken // limit) / _MICROSECONDS
+        return LimitState(name, limit, window_seconds, (window * limit - taken) // window, reset)
 
 
 def decide(
@@ -101,35 +120,27 @@ def decide(
     Returns:
         The decision, and the arrival times from now on: ``arrivals`` itself after a refusal.
     """
-    states = []
     after = []
-    for (name, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
+    for (_, limit, window_seconds), arrival in zip(limits, arrivals):  # noqa: B905 - it is asked often
         window, clock = window_seconds * _MICROSECONDS, now * limit
-        taken = arrival - clock
-        taken = (taken if taken > 0 else 0) + cost * window
-        left = window * limit - taken
-        if left < 0:
+        arrival = (arrival if arrival > clock else clock) + cost * window
+        if arrival - clock > window * limit:
             return _refusal(limits, arrivals, cost, now), arrivals
-        after.append(clock + taken)
-        reset = -(-taken // limit) / _MICROSECONDS
-        states.append(LimitState(name, limit, window_seconds, left // window, reset))
-    return Decision(True, tuple(states)), after
+        after.append(arrival)
+    return Decision(True, limits, after, now), after
 
 
 def _refusal(limits: Sequence[RateLimit], arrivals: Sequence[int], cost: int, now: int) -> Decision:
     """What all limits say when at least one of them refuses and nothing is taken."""
-    states, waits = [], []
-    for (name, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
+    waits = []
+    for (_, limit, window_seconds), arrival in zip(limits, arrivals, strict=True):
         window = window_seconds * _MICROSECONDS
-        taken = max(0, arrival - now * limit)
-        left = window * limit - taken
-        reset = -(-taken // limit) / _MICROSECONDS
-        states.append(LimitState(name, limit, window_seconds, left // window, reset))
+        left = window * limit - max(0, arrival - now * limit)
         # In whole microseconds, rounded up: whoever waits exactly so long passes.
         waits.append(-((left - cost * window) // limit) if cost <= limit else _FOREVER)
     longest = max(waits)
     retry_after = 0.0 if longest == _FOREVER else longest / _MICROSECONDS
-    return Decision(False, tuple(states), retry_after, waits.index(longest))
+    return Decision(False, limits, arrivals, now, retry_after, waits.index(longest))
 
 
 def ratelimit_headers(

@@ -109,6 +109,7 @@ class KeyManager(KeyLifeCycle):
         )
 
         self.repeat_now = self._verifier.repeat_now
+        self.accept_now = self._verifier.accept_now
 
     def close(self) -> None:
         """Refuse what comes from now on; what was accepted can still be flushed."""

@@ -22,7 +22,7 @@ from api_key_manager.core.ports import EmbeddedStore, KeyStore
 from api_key_manager.core.presented import Presented
 from api_key_manager.core.signing import parse_signature
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "detail_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Recorder:
         capacity: int = 20_000,
     ) -> None:
         self._store = store
-        self._all = validations == "all"
+        self.all = validations == "all"
         self._failures = validations != "none"
         self._capacity = capacity
         self._events: list[AuditEvent] = []
@@ -110,23 +110,27 @@ class Recorder:
         if verdict.reason is not _VALID:
             self._note_refusal(presented, verdict, now)
             return
-        at, key_id, scheme = int(now * MICROSECONDS), presented.key_id, verdict.scheme
-        self._used[key_id] = at
-        if scheme == "static":
-            self._used_static[key_id] = at
+        scheme, version, tags = verdict.scheme, verdict.version, presented.tags
         # What an admin token is used for has events of its own.
-        if self._all and presented.realm != ADMIN_REALM:
-            detail = (
-                _tagged(presented.tags, scheme, verdict.version)
-                if presented.tags
-                else _detail(scheme, verdict.version)
-            )
-            self._events.append(
-                AuditEvent(
-                    at, "key_validated", key_id, presented.actor, "valid",
-                    presented.ip, presented.request_id, detail,
-                )
+        if not self.all or presented.realm == ADMIN_REALM:
+            self.note_use(presented.key_id, now)
+        else:
+            self.note_valid(
+                presented.key_id, presented.actor, presented.ip, presented.request_id,
+                _tagged(tags, scheme, version) if tags else detail_of(scheme, version), now,
             )  # fmt: skip
+        if scheme == "static":
+            self._used_static[presented.key_id] = self._used[presented.key_id]
+
+    def note_valid(
+        self, key_id: str, actor: str | None, ip: str | None, request_id: str | None,
+        detail_json: str, now: float,
+    ) -> None:  # fmt: skip
+        """Note one acceptance, where all of them are wanted."""
+        at = self._used[key_id] = int(now * MICROSECONDS)
+        self._events.append(
+            AuditEvent(at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json)
+        )
 
     def note_use(self, key_id: str, now: float) -> None:
         """Note that a key was used, without an event."""
@@ -142,7 +146,7 @@ class Recorder:
         action = "login_refused" if admin else "key_refused"
         event = AuditEvent(
             int(now * MICROSECONDS), action, key_id, presented.actor, reason.value,
-            ip, presented.request_id, _refusal_detail(presented.tags, verdict),
+            ip, presented.request_id, _refusaldetail_of(presented.tags, verdict),
         )  # fmt: skip
         if reason not in _UNAUTHENTICATED:
             self._events.append(event)
@@ -280,11 +284,12 @@ class Recorder:
 
 
 @lru_cache(maxsize=1024)
-def _detail(scheme: str | None, version: int | None) -> str:
+def detail_of(scheme: str | None, version: int | None) -> str:
+    """What the log says of an acceptance, besides who and when."""
     return canonical_json({"scheme": scheme, "version": version})
 
 
-def _refusal_detail(tags: Sequence[str], verdict: Verdict) -> str | None:
+def _refusaldetail_of(tags: Sequence[str], verdict: Verdict) -> str | None:
     detail: dict[str, object] = {"tags": list(tags)} if tags else {}
     if verdict.rate_limit is not None and verdict.reason is Reason.RATE_LIMITED:
         detail["limit"] = verdict.rate_limit.deciding.name

@@ -45,6 +45,12 @@ class Tally:
         else:
             self._refused[reason, verdict.scheme] += 1
 
+    def accept(self, scheme: str, *, limited: bool) -> None:
+        """Count a valid verdict on a key's credential."""
+        self._accepted[scheme] += 1
+        if limited:
+            self._limits[True] += 1
+
     def refuse_nonce(self, reason: Reason) -> None:
         """Count a nonce that was replayed, or could not be claimed (``unavailable``)."""
         self._nonces[reason] += 1

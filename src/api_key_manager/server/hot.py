@@ -8,34 +8,35 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import asdict
 
 from api_key_manager.core.limits import Decision, whole_seconds
-from api_key_manager.core.models import Reason, Verdict
+from api_key_manager.core.models import ApiKey, Reason, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.errors import ProblemError
 from api_key_manager.server.exchange import Need, Reply, Steps
 from api_key_manager.server.principal import Principal
 
+if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
+
 __all__ = [
     "Answer",
     "Answers",
     "HttpRequest",
     "RateLimitAnswer",
-    "Single",
     "Validation",
     "Validations",
     "decode",
-    "encode",
     "validate",
     "validate_batch",
+    "validate_now",
 ]
 
 Tag = Annotated[str, Meta(min_length=1, max_length=64, description="Printable characters.")]
@@ -158,16 +159,41 @@ _decode_many = msgspec.json.Decoder(Validations).decode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Single:
-    """How one credential is read from a body, and what became of it written."""
+def validate(body: bytes, principal: Principal) -> Steps[Reply]:
+    """One credential: from the body to the answer. A body that misfits is a ``ProblemError``."""
+    verdicts: list[Verdict] = yield (decode(body, principal),)
+    return Reply(_encode(_answer(verdicts[0])))
 
-    read: Callable[[bytes, Principal], Presented]
-    write: Callable[[Verdict], bytes]
 
-    def __call__(self, body: bytes, principal: Principal) -> Steps[Reply]:
-        verdicts: list[Verdict] = yield (self.read(body, principal),)
-        return Reply(self.write(verdicts[0]))
+def validate_now(
+    manager: KeyManager, body: bytes, principal: Principal, now: float
+) -> bytes | None:
+    """What :func:`validate` answers, if that needs no I/O; else nothing has been done.
+
+    Raises:
+        ProblemError: as :func:`validate`.
+    """
+    item = _read(body)
+    key, signature, timestamp = item.key, item.signature, item.timestamp
+    if (
+        key is not None
+        and signature is not None
+        and timestamp is not None
+        and item.nonce is None
+        and item.token is None
+        and item.request is None
+        and item.permissions is None
+        and item.ip is None
+        and item.tags is None
+    ):
+        accepted = manager.accept_now(
+            key, signature, timestamp, item.cost or 1, now,
+            actor=principal.id, request_id=principal.request_id,
+        )  # fmt: skip
+        if accepted is not None:
+            return _write_accepted(accepted)
+    verdict = manager.verify_now(_present(item, principal, ""), now)
+    return None if verdict is None else _encode(_answer(verdict))
 
 
 def validate_batch(body: bytes, principal: Principal) -> Steps[Reply]:
@@ -197,11 +223,14 @@ def decode(body: bytes, principal: Principal) -> Presented:
     Raises:
         ProblemError: no JSON (400), or a field that is missing, unknown or of a wrong type (422).
     """
+    return _present(_read(body), principal, "")
+
+
+def _read(body: bytes) -> Validation:
     try:
-        item = _decode_one(body)
+        return _decode_one(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _misfit(error, body, Validation) from None
-    return _present(item, principal, "")
 
 
 def _present(item: Validation, principal: Principal, where: str) -> Presented:
@@ -254,13 +283,29 @@ def _rate_limit(decision: Decision) -> RateLimitAnswer:
     )
 
 
-def encode(verdict: Verdict) -> bytes:
-    """A verdict as ``/v1/validate`` writes it."""
-    return _encode(_answer(verdict))
+_NO_LIMIT: Final = b'"rate_limit":null'
+_LIMIT: Final = b'"rate_limit":'
+_MOST_WRITTEN: Final = 4096
+_written: Final[dict[int, tuple[ApiKey | None, int | None, bytes, bytes, bytes]]] = {}
 
 
-validate: Final = Single(decode, encode)
-"""One credential: from the body to the answer."""
+def _write_accepted(verdict: Verdict) -> bytes:
+    """An acceptance whose record was most likely written before.
+
+    All but the rate limit stays the same as long as the record does, and is kept with it.
+    """
+    key, version = verdict.key, verdict.version
+    known = _written.get(id(key))
+    # A record that is kept here keeps its identity for itself.
+    if known is None or known[0] is not key or known[1] != version:
+        if len(_written) >= _MOST_WRITTEN:
+            _written.clear()
+        whole = _encode(_answer(verdict._replace(rate_limit=None)))
+        head, _, tail = whole.rpartition(_NO_LIMIT)
+        known = _written[id(key)] = (key, version, whole, head + _LIMIT, tail)
+    if verdict.rate_limit is None:
+        return known[2]
+    return b"%b%b%b" % (known[3], _encode(_rate_limit(verdict.rate_limit)), known[4])
 
 
 _read_misfit: Final = re.compile(
