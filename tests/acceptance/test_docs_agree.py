@@ -257,6 +257,21 @@ def test_links(page: Path):
             assert anchor in anchors(there), f"{target}: there is no such heading"
 
 
+def test_index():
+    """From the index every page is one link away, or stands on the page of its folder."""
+
+    def linked(page: Path) -> set[Path]:
+        text = prose(page.read_text(encoding="utf-8"))
+        targets = re.findall(r"\]\(([^)\s#]+)", text)
+        return {(page.parent / target).resolve() for target in targets}
+
+    index = DOCS / "index.md"
+    known = linked(index)
+    for folder in [page for page in known if page.name == "README.md" and DOCS in page.parents]:
+        known |= {page for page in linked(folder) if page.parent == folder.parent}
+    assert {page for page in PAGES if DOCS in page.parents} <= known | {index}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_linked_from_somewhere(page: Path):
     """A page that nothing links to is found by nobody."""

@@ -35,6 +35,8 @@ from tests.integration.places import Place
 
 PAGES = ROOT / "docs" / "gateways"
 TOLD = ["X-Key-Id", "X-Key-Owner", "X-Key-Metadata", "X-Content-Digest"]
+ELSEWHERE = ["X-Original-URI", "X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Prefix", "Forwarded"]
+"""Where some services look for the URL, though another one was checked."""
 CREDENTIALS = ["Authorization", "X-Api-Key", "Signature-Input", "Signature", "Content-Digest"]
 
 
@@ -216,12 +218,14 @@ def test_nginx_file():
     sets = names(r"proxy_set_header (X-Original-\S+) \$", question)
     assert sets == sorted(header.decode() for header in PROFILES["nginx"].headers)
     assert set(lower(*TOLD)) <= set(names(r"proxy_set_header (\S+) \$", request))
+    assert set(lower(*ELSEWHERE)) <= set(names(r'proxy_set_header (\S+) "";', request))
 
 
 def test_caddy_file():
     """Caddy removes what a client sends and copies what the server says, in this order."""
     text = (EXAMPLES / "Caddyfile").read_text()
-    assert names(r"^\s+request_header -(\S+)", text.split("forward_auth 1")[0]) == lower(*TOLD)
+    removed = names(r"^\s+request_header -(\S+)", text.split("forward_auth 1")[0])
+    assert removed == lower(*TOLD, *ELSEWHERE, "X-Forwarded-Uri", "X-Forwarded-Method")
     (copied,) = re.findall(r"copy_headers (.*)", text)
     assert lower(*copied.split()) == lower(*TOLD)
     assert "route {" in text.split("request_header")[0]
@@ -238,7 +242,8 @@ def test_traefik_files():
     middlewares = dynamic["middlewares"]
     auth = middlewares["authorize"]["forwardAuth"]
     assert dynamic["routers"]["service"]["middlewares"] == ["strip", "authorize", "hide-credential"]
-    assert middlewares["strip"]["headers"]["customRequestHeaders"] == dict.fromkeys(TOLD, "")
+    stripped = middlewares["strip"]["headers"]["customRequestHeaders"]
+    assert stripped == dict.fromkeys([*TOLD, *ELSEWHERE], "")
     assert auth["authResponseHeaders"] == TOLD
     assert auth["authRequestHeaders"] == [*CREDENTIALS, "X-Request-Id"]
     assert auth["trustForwardHeader"] is False
@@ -253,7 +258,7 @@ def test_envoy_file():
     strip, ask, hide, router = (f["typed_config"] for f in manager["http_filters"])
     assert router["@type"].endswith("Router")
     removed = [m["remove"] for m in strip["mutations"]["request_mutations"]]
-    assert sorted(removed) == lower(*TOLD)
+    assert sorted(removed) == lower(*TOLD, *ELSEWHERE, "X-Forwarded-Host", "X-Forwarded-Uri")
     assert [m["remove"] for m in hide["mutations"]["request_mutations"]] == lower(*CREDENTIALS[:2])
     sent = {pattern["exact"] for pattern in ask["allowed_headers"]["patterns"]} | {"host"}
     assert {header.decode() for header in PROFILES["envoy"].headers} <= sent

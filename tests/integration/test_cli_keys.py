@@ -6,10 +6,11 @@ import json
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from api_key_manager import sign
+from api_key_manager import sign, sign_request
 from tests.integration.commands import NONCE, SECRET, Akm, refused
 
 
@@ -216,3 +217,35 @@ def test_the_curl_line_is_one_line_and_quotes_whatever_the_url_holds(akm: Akm) -
     assert f"{url}/v1/validate" in words
     assert words[-1] == "Authorization: Bearer $AKM_TOKEN"
     assert json.loads(words[words.index("-d") + 1])["key"] == "k"
+
+
+def test_sign_makes_the_headers_of_a_request(akm: Akm, tmp_path: Path) -> None:
+    """They are those that the library makes of the same request, and the line sends them."""
+    body = tmp_path / "order.json"
+    body.write_bytes(b'{"item": 7}')
+    url = "https://api.example.com/it's?q=$(id)"
+    said = json.loads(akm(
+        "sign", "k", "--request", url, "--method", "POST", "--body", str(body),
+        "--timestamp", "1700000000", "--nonce", NONCE, "--json", stdin=f"{SECRET}\n",
+    ).stdout)  # fmt: skip
+    made = sign_request(
+        SECRET, "k", "POST", url, b'{"item": 7}', created=1_700_000_000, nonce=NONCE
+    )
+    assert said["headers"] == made
+    words = shlex.split(said["curl"])
+    assert words[-1] == url
+    assert {f"{name}: {value}" for name, value in made.items()} <= set(words)
+    assert f"@{body}" in words
+    assert words[words.index("-X") + 1] == "POST"
+
+
+def test_validate_tells_the_limit_that_decided(db: Akm) -> None:
+    """It takes the cost that it is given, and says what is left."""
+    db("keys", "create", "k", "--secret-stdin", "--rate-limit", "burst=10/1h", stdin=SECRET)
+    charged = db("validate", "k", sign(SECRET, "k"), "--cost", "4").stdout
+    assert "rate_limit: burst: 6 of 10 left, full again in 1440 s\n" in charged
+    refused = db("validate", "k", sign(SECRET, "k"), "--cost", "11")
+    assert refused.exit_code == 1
+    assert "rate_limited" in refused.stdout
+    assert "burst: 10 of 10 left\n" in refused.stdout
+    assert db("validate", "k", sign(SECRET, "k"), "--cost", "0").exit_code == 2

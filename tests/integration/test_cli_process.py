@@ -169,6 +169,34 @@ def test_the_curl_line_of_sign_works_when_pasted(server: tuple[Akm, str], remote
         assert json.loads(done.stdout)["reason"] == expected, done
 
 
+@pytest.mark.skipif(
+    not (shutil.which("curl") and shutil.which("sh")) and os.environ.get("CI") != "true",
+    reason="needs curl and sh; in CI they must be there",
+)
+def test_the_curl_line_of_a_signed_request_is_accepted_once(
+    server: tuple[Akm, str], remote: Akm, tmp_path: Path
+) -> None:
+    """Pasted, the line sends what was signed; sent again, or with another body, it is refused."""
+    _, url = server
+    secret = remote.json("keys", "create", "wired", "--min-scheme", "request")["secret"]
+    body = tmp_path / "order.json"
+
+    def line(method: str, *options: str) -> str:
+        request = ("--request", f"{url}/v1/authorize?a=%2F", "--method", method)
+        return str(remote.json("sign", "wired", *request, *options, AKM_SECRET=secret)["curl"])
+
+    def sent(line: str) -> str:
+        whole = f"{line} -o {os.devnull} -w '%{{http_code}}'"
+        done = subprocess.run(["sh", "-c", whole], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    body.write_text("{}")
+    for method, options in (("GET", ()), ("HEAD", ()), ("POST", ("--body", str(body)))):
+        made = line(method, *options)
+        assert [sent(made), sent(made)] == ["200", "401"], method
+    assert sent(line("GET").replace("a=%2F", "a=/")) == "401"
+
+
 def test_follow_shows_what_happens_and_ends_cleanly(server: tuple[Akm, str], remote: Akm) -> None:
     local, _ = server
     remote("keys", "create", "before-follow")

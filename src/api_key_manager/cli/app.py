@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from api_key_manager import __version__
-from api_key_manager.cli import audit, credentials, database, keys, serving, tokens
+from api_key_manager.cli import audit, credentials, database, keys, serving, signing, tokens
 from api_key_manager.cli.errors import (
     INTERRUPTED,
     MISUSE,
@@ -96,7 +96,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")
 app.command("serve")(serving.serve)
 app.command("validate")(credentials.validate)
-app.command("sign")(credentials.sign)
+app.command("sign")(signing.sign)
 app.command("doctor")(database.doctor)
 
 

@@ -16,12 +16,12 @@ __all__ = ["complete"]
 
 _REF: Final = "#/components/schemas/{name}"
 _INTRODUCTION: Final = """\
-Issue, validate, rotate, revoke and audit API keys. Every path but the probes and this document
-needs an admin token with the scope named beside it: `Authorization: Bearer <token>`; the scope
-`admin` opens everything. Times are RFC 3339 in UTC. Every error is a problem document (RFC 9457).
-Bodies are JSON of at most 1 MiB; a field that is unknown or of a wrong type is an error. A
-connection itself may be refused, on any path: 400 for what is no HTTP, 431 for a head over 64 KiB,
-503 when too many are open."""
+Issue, validate, rotate, revoke and audit API keys. A path needs an admin token with the scope named
+beside it: `Authorization: Bearer <token>`; the scope `admin` opens everything. The probes and this
+document are open to all, and `/v1/authorize` takes the credentials of callers. Times are RFC 3339
+in UTC. Every error is a problem document (RFC 9457). Bodies are JSON of at most 1 MiB; a field that
+is unknown or of a wrong type is an error. A connection itself may be refused, on any path: 400 for
+what is no HTTP, 431 for a head over 64 KiB, 503 when too many are open."""
 
 _IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
     "name": "Idempotency-Key",
