@@ -286,6 +286,41 @@ class TestSmuggling:
         answer = plain.gateway.raw(data + b"0\r\n\r\nGET /y HTTP/1.1\r\n\r\n")
         assert answer.status in (400, 411, 501)
 
+    def test_answers_stay_with_their_questions(self, plain: Stack):
+        """Strangers whose bytes could be read as more or fewer requests than they are, between
+        callers whose questions go over the same connections: each gets its own answer."""
+        good = plain.token()
+        head = f"Host: {plain.gateway.host}\r\n"
+        close = "Connection: close\r\n"
+        upgrade = "Connection: close, upgrade\r\nUpgrade: h2c\r\n"
+        token = f"{good[0][0]}: {good[0][1]}\r\n"
+        inner = f"GET /stolen HTTP/1.1\r\n{head}{token}\r\n"
+        question = f"GET /v1/authorize HTTP/1.1\r\nHost: a\r\n{token}\r\n"
+        chunk = f"{len(inner):x}\r\n{inner}\r\n0\r\n"
+        strangers = [
+            f"{close}Content-Length: {len(inner)}\r\n\r\n{inner}",
+            f"{close}Content-Length: {len(question)}\r\n\r\n{question}",
+            f"{close}Transfer-Encoding: chunked\r\n\r\n{chunk}\r\n",
+            f"{close}Transfer-Encoding: chunked\r\n\r\n{chunk}{token}X-Original-URI: /\r\n\r\n",
+            f"{upgrade}Content-Length: {len(question)}\r\n\r\n{question}",
+            f"Connection: close, Upgrade\r\nUpgrade: websocket\r\n\r\n{question}",
+            f"{close}Content-Length: 0\r\n\r\n\r\n\r\n{question}",
+            f"{close}Expect: 100-continue\r\nContent-Length: {len(inner)}\r\n\r\n{inner}",
+        ]
+        for rest in strangers:
+            for begin in ("POST /x HTTP/1.1\r\n", "\r\nPOST /x HTTP/1.1\r\n"):
+                answer = plain.gateway.raw(f"{begin}{head}{rest}".encode())
+                assert answer.status in (100, 400, 401), rest
+                assert b"stolen" not in answer.body
+                assert answer.header("x-key-id") is None
+                assert seen(plain.gateway("GET", "/mine", good))["uri"] == "/mine"
+                assert plain.gateway("GET", "/mine").status == 401
+        # With a credential: the body is the service's, and no second request.
+        for rest in strangers[:2]:
+            told = seen(plain.gateway.raw(f"POST /x HTTP/1.1\r\n{head}{token}{rest}".encode()))
+            assert (told["uri"], told["body"]) == ("/x", rest.partition("\r\n\r\n")[2])
+            assert plain.gateway("GET", "/mine").status == 401
+
     def test_the_question_is_not_for_clients(self, plain: Stack):
         """The place from which nginx asks is not to be reached from outside."""
         for uri in ("/_authorize", "//_authorize", "/%5fauthorize", "/x/../_authorize"):

@@ -123,6 +123,22 @@ async def test_a_folded_flood_names_a_few_ids():
     assert event.to_dict()["detail"] == {"key_ids": [f"x{i}" for i in range(8)]}
 
 
+async def test_a_flood_from_everywhere_leaves_room():
+    """However many addresses and ids garbage comes from, it takes a quarter of the queue, and
+    every refusal is counted once."""
+    store = MemoryStore()
+    recorder = Recorder(store, capacity=400)
+    for i in range(20_000):
+        reason = (Reason.BAD_SIGNATURE, Reason.NOT_FOUND, Reason.MALFORMED)[i % 3]
+        at = f"10.{i >> 8 & 255}.{i & 255}.1"
+        recorder.note(asked(f"k{i}", ip=at), refused(reason), NOW)
+    assert recorder.depth <= 103
+    assert not recorder.full
+    events = await written(recorder, store)
+    assert sum(event.times for event in events) == 20_000
+    assert [event.ip for event in events if event.times > 1] == [None] * 3
+
+
 async def test_refusals_of_proved_callers_do_not_fold():
     """Who proved the secret gets an event each time."""
     store = MemoryStore()

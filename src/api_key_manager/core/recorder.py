@@ -34,6 +34,7 @@ _UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
 _PIECE = 2048
+_FOLDED_SHARE = 4
 
 
 class _Folded:
@@ -64,6 +65,8 @@ class Recorder:
 
     Refusals of callers who proved nothing fold into one event per reason, key, neighbourhood and
     second, so that a flood of garbage costs a constant; ids that do not exist count as one key.
+    Together these take at most a quarter of the room. Whoever has many addresses may need more:
+    then those of one reason and second, of whatever key and neighbourhood, fold into one.
 
     Args:
         store: where events and last uses go.
@@ -85,6 +88,7 @@ class Recorder:
         self.all = validations == "all"
         self._failures = validations != "none"
         self._capacity = capacity
+        self._most_folded = max(1, capacity // _FOLDED_SHARE)
         self._events: list[AuditEvent] = []
         self._folded: dict[tuple[Any, ...], _Folded] = {}
         self._used: dict[str, int] = {}
@@ -155,6 +159,10 @@ class Recorder:
         known_id = key_id if reason is Reason.BAD_SIGNATURE else None
         bucket = (action, reason, known_id, vicinity(ip), int(now))
         folded = self._folded.get(bucket)
+        if folded is None and len(self._folded) >= self._most_folded:
+            event = event._replace(ip=None)
+            bucket = (action, reason, None, None, int(now))
+            folded = self._folded.get(bucket)
         if folded is None:
             self._folded[bucket] = _Folded(event)
         else:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["FastProtocol"]
 
 _MAX_BODY: Final = 64 * 1024
+_MAX_BODY_KEPT: Final = 4096
+"""Of a body that comes in pieces, for whoever sends it has not yet shown who it is."""
 _BODY_SECONDS: Final = 30
 _MAX_HEAD_KEPT: Final = 4096
 _END: Final = b"\r\n\r\n"
@@ -88,6 +90,8 @@ class FastProtocol(BoundedProtocol):
             self._last = None
         self._whole = data if self._rests else b""
         super().data_received(data)
+        if self._body is not None and self._length > _MAX_BODY_KEPT:
+            self._hand_over()
 
     def on_message_begin(self) -> None:
         # Not uvicorn's: it builds the ASGI scope, which few hot requests need.
@@ -99,6 +103,8 @@ class FastProtocol(BoundedProtocol):
         self.expect_100_continue = self._unusual = self._told_connection = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return
         name = name.lower()
         if name == b"content-length":
             # The parser takes digits only, and no second one.
@@ -126,7 +132,7 @@ class FastProtocol(BoundedProtocol):
             super().on_body(body)
         else:
             self._body.append(body)
-            self._moved = True
+            self._moved = self._took_some = True
 
     def on_message_complete(self) -> None:
         chunks, self._body = self._body, None
@@ -214,8 +220,11 @@ class FastProtocol(BoundedProtocol):
             super()._too_late()
             return
         # The app has its own patience with bodies, and says so when it ends.
-        chunks, self._body = self._body, None
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Leave a body that is not complete to the app, which asks for a token first."""
+        chunks, self._body = self._body or [], None
         self._leave()
         for chunk in chunks:
             super().on_body(chunk)
-        self._look_later()

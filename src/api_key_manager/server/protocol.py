@@ -4,7 +4,10 @@ Without them a stranger fills the memory, or every connection.
 
 One deadline runs whenever nothing is asked of this server: from the connection on, within a head,
 and behind an answer. No byte prolongs it but the first of a request: blank lines, or a body that
-nobody reads, rather shorten it.
+nobody reads, rather shorten it. Another one runs while a client does not take its answers.
+
+What stands behind a chunked body is no part of the head, whatever it is called (RFC 9110 section
+6.5.1): a proxy that cleans heads lets trailers through.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import asyncio
 from collections.abc import Sized
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -22,19 +26,37 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from api_key_manager.server.errors import PROBLEM_TYPE, RETRY_SECONDS, ProblemError
 
-__all__ = ["HEAD_SECONDS", "MAX_CONNECTIONS", "MAX_HEAD", "MAX_PIPELINED", "BoundedProtocol"]
+__all__ = [
+    "HEAD_SECONDS",
+    "MAX_CONNECTIONS",
+    "MAX_FIELDS",
+    "MAX_HEAD",
+    "MAX_PIPELINED",
+    "UNREAD_SECONDS",
+    "BoundedProtocol",
+]
 
 MAX_HEAD: Final = 64 * 1024
+MAX_FIELDS: Final = 128
+"""Header lines of a request: a short one takes twenty times its length in memory."""
 MAX_CONNECTIONS: Final = 4096
 MAX_PIPELINED: Final = 256
 """Requests behind one that is being answered; a connection that sends more is closed."""
 HEAD_SECONDS: Final = 15
+UNREAD_SECONDS: Final = 60
+"""For so long a client may leave its answers untaken."""
 
 _NEVER: Final = float("inf")
 _CROWDED: Final = ProblemError(
     503, "unavailable", "There are too many connections. Try again in a moment.",
     headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
 )  # fmt: skip
+
+
+_NO_HTTP: Final = ProblemError(400, "malformed", "This is not HTTP.")
+_TOO_LARGE: Final = ProblemError(
+    431, "too_large", f"A head has at most {MAX_HEAD} bytes in {MAX_FIELDS} lines."
+)
 
 
 class _TooManyError(Exception):
@@ -53,6 +75,33 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+class _Rest:
+    """Hands on what a parser reads, but for the first head, which was read before."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol = protocol
+        self._behind = False
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if self._behind:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._behind:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._behind:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._behind:
+            self._protocol.on_headers_complete()
+        self._behind = True
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """A head that comes whole in one read, as nearly all do, costs a few comparisons."""
 
@@ -62,7 +111,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_size = 0
         # Whether the last read was part of what somebody waits for.
         self._moved = False
-        self._deadline = _NEVER
+        # Bytes since the last read that held some of a head or body: chunk extensions, trailers.
+        self._idle_size = 0
+        self._took_some = False
+        # Whether the last read held the end of a head.
+        self._ended_one = False
+        self.headers = []
+        self._deadline = self._unread_until = _NEVER
         self._watch: asyncio.TimerHandle | None = None
 
     @property
@@ -92,22 +147,76 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
         return True
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_until = self.loop.time() + UNREAD_SECONDS
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread_until = _NEVER
+
     def data_received(self, data: bytes) -> None:
-        was_in_head, self._moved = self._in_head, False
-        super().data_received(data)
+        was_in_head = self._in_head
+        self._moved = self._took_some = self._ended_one = False
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._in_head:
-            # The read in which a head begins may hold the end of another body: not counted.
-            self._head_size += len(data) if was_in_head else 0
-            if self._head_size > MAX_HEAD and not self.transport.is_closing():
-                self._refuse(
-                    ProblemError(431, "too_large", f"A head has at most {MAX_HEAD} bytes.")
-                )
-        elif not (self._moved or self._busy):
+            # The read in which a head begins may hold much that is before it: not counted.
+            self._head_size += len(data) if was_in_head and not self._ended_one else 0
+            if self._head_size > MAX_HEAD or self._has_too_many_fields():
+                self._refuse_next(_TOO_LARGE)
+            return
+        self._idle_size = 0 if self._took_some or was_in_head else self._idle_size + len(data)
+        if self._idle_size > MAX_HEAD:
+            self.transport.close()
+        if not (self._moved or self._busy):
             self._deadline = min(self._deadline, self.loop.time() + HEAD_SECONDS)
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # Not taken up, and so HTTP goes on behind it (RFC 9110 section 7.8).
+                data = data[upgrade.args[0] :]
+                if framing := self._framing():
+                    self._read_body_of_upgrade(framing)
+            except httptools.HttpParserError:
+                self._refuse_next(_NO_HTTP)
+                return
+            else:
+                return
 
     def on_message_begin(self) -> None:
         self._head_begins()
         super().on_message_begin()
+
+    def _framing(self) -> bytes:
+        """The lines of the head that say where the request ends."""
+        return b"".join(
+            b"%b: %b\r\n" % (name, value)
+            for name, value in self.headers
+            if name in (b"content-length", b"transfer-encoding")
+        )
+
+    def _read_body_of_upgrade(self, framing: bytes) -> None:
+        """Go on with a parser that knows of no upgrade. The one before would take the body, which
+        anybody can write, for the next request."""
+        self.parser = httptools.HttpRequestParser(_Rest(self))
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
+
+    def on_message_complete(self) -> None:
+        if not (self.parser.should_upgrade() and self._framing()):
+            super().on_message_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._took_some = True
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self._head_ends()
@@ -121,23 +230,30 @@ class BoundedProtocol(HttpToolsProtocol):
             seconds = HEAD_SECONDS if self._in_head else self.timeout_keep_alive
             self._deadline = self.loop.time() + seconds
 
-    def send_400_response(self, msg: str) -> None:
-        cycle = self.cycle
-        if self._busy and (self.pipeline or not cycle.more_body or cycle.response_started):
-            # It would be taken for the answer to a request before.
-            self.transport.close()
-        else:
-            self._refuse(ProblemError(400, "malformed", "This is not HTTP."))
-
     def _head_begins(self) -> None:
-        self._in_head = self._moved = True
+        self._in_head = self._moved = self._took_some = True
         self._head_size = 0
         self._deadline = self.loop.time() + HEAD_SECONDS
 
     def _head_ends(self) -> None:
+        if self._has_too_many_fields():
+            self._refuse_next(_TOO_LARGE)
+            raise _TooManyError
         self._in_head = False
-        self._moved = True
+        self._moved = self._ended_one = True
         self._deadline = _NEVER
+
+    def _has_too_many_fields(self) -> bool:
+        return len(self.headers) > MAX_FIELDS
+
+    def _refuse_next(self, problem: ProblemError) -> None:
+        """Refuse the request that is being read, unless that would be taken for the answer to one
+        before it."""
+        cycle = self.cycle
+        if self._busy and (self.pipeline or not cycle.more_body or cycle.response_started):
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self._refuse(problem)
 
     def _refuse(self, problem: ProblemError) -> None:
         """Say what is wrong with the connection itself, and end it."""
@@ -157,12 +273,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _look(self) -> None:
         self._watch = None
-        if self.transport.is_closing():
+        now = self.loop.time()
+        if now >= self._unread_until:
+            self.transport.abort()
             return
-        if self.loop.time() >= self._deadline and not self._busy:
+        if self.transport.is_closing():
+            # It stays open until its last answer is taken, which may be never.
+            self._unread_until = min(self._unread_until, now + UNREAD_SECONDS)
+        elif now >= self._deadline and not self._busy:
             self._too_late()
-        else:
-            self._look_later()
+        self._look_later()
 
     def _too_late(self) -> None:
         self.transport.close()
