@@ -1,7 +1,7 @@
 # Every target that needs .venv prepares it first. A stamp in .venv says what it holds;
 # scripts/bootstrap.sh runs only when a stamp is missing or older than what it depends on.
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench clean
+.PHONY: help serve test check bench bench-http clean
 
 # The stamps carry the folder's checksum: a .venv that was moved or copied does not work,
 # nor does one whose interpreter is gone (then KEY is empty, and no stamp has that name).
@@ -11,7 +11,7 @@ DEV := .venv/.dev-$(KEY)
 BENCH := .venv/.bench-$(KEY)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 serve: $(BASE) ## Start the server (settings: environment or .env; PORT=8080 make serve)
 	@exec .venv/bin/akm serve $(ARGS)
@@ -27,6 +27,9 @@ check: $(DEV) ## Lint, format, types, layers
 
 bench: $(BENCH) ## Measure, beside the peers
 	@exec .venv/bin/python -m benchmarks $(ARGS)
+
+bench-http: $(BENCH) ## Measure over HTTP, beside nginx and others (needs nginx with Lua, and wrk)
+	@exec .venv/bin/python -m benchmarks http $(ARGS)
 
 clean: ## Remove .venv, caches and build output (never data/)
 	rm -rf .venv .venv.lock build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

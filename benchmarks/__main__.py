@@ -1,6 +1,6 @@
 """Run the benchmarks: all, or those named.
 
-python -m benchmarks [inprocess] [peers] [startup] [http]
+python -m benchmarks [inprocess] [peers] [startup] [http] [soak]
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import http, inprocess, peers, startup
+from benchmarks import http, inprocess, peers, soak, startup
 
 SECTIONS = {
     "inprocess": inprocess.run,
     "startup": startup.run,
     "peers": peers.run,
     "http": http.run,
+    "soak": soak.run,
 }
 # Needs nginx and wrk.
-ON_DEMAND = {"http"}
+ON_DEMAND = {"http", "soak"}
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """What the server is compared with: the same check of one signed key, done by others.
 
-Each reads ``{"key", "signature", "timestamp"}``, computes the HMAC-SHA256 of ``key:timestamp``'s
+Each reads ``{"key", "signature", "timestamp"}``, computes the HMAC-SHA256 of the same
 message, compares it, looks at the window, and answers a small JSON document. None of them keeps
 an audit log, a limit or a metric.
 """
@@ -41,7 +41,7 @@ _encode = msgspec.json.Encoder().encode
 
 async def bare(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """An ASGI application with nothing in it."""
-    body = (await receive())["body"]
+    body = (await receive())["body"] or b'{"key":"","signature":"","timestamp":0}'
     item = _decode(body)
     valid = is_valid(item.key, item.signature, item.timestamp)
     answer = _encode({"valid": valid, "key_id": item.key})

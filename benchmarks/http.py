@@ -60,6 +60,7 @@ class Target:
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+    requests: list[float] = field(default_factory=list)
     errors: int = 0
 
     @property
@@ -75,32 +76,41 @@ async def prepare(folder: Path) -> tuple[dict[str, str], Keys]:
     }
     async with open_deployment(Settings.load(**environment)) as deployment:
         manager = deployment.manager
-        token = await manager.create_key(kind="bearer", realm="admin", permissions=["validate"])
+        token = await manager.create_key(
+            kind="bearer", realm="admin", permissions=["validate", "metrics"]
+        )
         limits = [{"name": "minute", "limit": 100_000_000, "window_seconds": 60}]
         signed = await manager.create_key("bench", rate_limits=limits, metadata={"plan": "pro"})
         bearer = await manager.create_key(kind="bearer", rate_limits=limits)
     return environment, Keys(token["token"], "bench", signed["secret"], bearer["token"])
 
 
-def targets(ours: str, nginx: str, bare: str, framework: str, pids: list[int], keys: Keys):
-    """Every row of the table, the competitors first."""
-    # Signed now, and good for six hours.
+_JSON = {"Content-Type": "application/json"}
+_CHECK = "/v1/validate"
+
+
+def ours(url: str, pid: int, keys: Keys) -> list[Target]:
+    """What our server is asked, the signed check first."""
     item = _signed(keys)
-    one, token = json.dumps(item), json.dumps({"token": keys.bearer})
-    batch = json.dumps({"validations": [item] * 100})
-    json_type = {"Content-Type": "application/json"}
-    admin = json_type | {"Authorization": f"Bearer {keys.admin}"}
+    admin = _JSON | {"Authorization": f"Bearer {keys.admin}"}
     shown = {"Authorization": f"Bearer {keys.bearer}"}
-    check = "/v1/validate"
+    token, batch = json.dumps({"token": keys.bearer}), json.dumps({"validations": [item] * 100})
     return [
-        Target("nginx, static 200", f"{nginx}/static", pids[1], {}),
-        Target("nginx + Lua, the same HMAC check", nginx + check, pids[1], json_type, one),
-        Target("bare ASGI on uvicorn, the same", bare + check, pids[2], json_type, one),
-        Target("FastAPI on uvicorn, the same", framework + check, pids[3], json_type, one),
-        Target("ours: /v1/validate, signed", ours + check, pids[0], admin, one),
-        Target("ours: /v1/validate, bearer", ours + check, pids[0], admin, token),
-        Target("ours: /v1/authorize, bearer", f"{ours}/v1/authorize", pids[0], shown),
-        Target("ours: batch of 100", f"{ours}{check}/batch", pids[0], admin, batch, 100),
+        Target("ours: /v1/validate, signed", url + _CHECK, pid, admin, json.dumps(item)),
+        Target("ours: /v1/validate, bearer", url + _CHECK, pid, admin, token),
+        Target("ours: /v1/authorize, bearer", f"{url}/v1/authorize", pid, shown),
+        Target("ours: batch of 100", f"{url}{_CHECK}/batch", pid, admin, batch, 100),
+    ]
+
+
+def others(nginx: str, bare: str, framework: str, pids: list[int], keys: Keys) -> list[Target]:
+    """The same check elsewhere."""
+    one = json.dumps(_signed(keys))
+    return [
+        Target("nginx, static 200", f"{nginx}/static", pids[0], {}),
+        Target("nginx + Lua, the same HMAC check", nginx + _CHECK, pids[0], _JSON, one),
+        Target("bare ASGI on uvicorn, the same", bare + _CHECK, pids[1], _JSON, one),
+        Target("FastAPI on uvicorn, the same", framework + _CHECK, pids[2], _JSON, one),
     ]
 
 
@@ -157,6 +167,7 @@ def load(target: Target, seconds: int, script: Path, delay_ms: float = 0) -> Non
     rate, p50, p99, requests, errors = map(float, numbers.groups())
     if requests == 0:
         raise RuntimeError(f"{target.name}: no answers\n{told}")
+    target.requests.append(requests)
     target.errors += int(errors)
     target.rates.append(rate)
     target.p50.append(p50)
@@ -194,21 +205,22 @@ def _cpu_seconds(pid: int) -> float:
     return own + sum(_cpu_seconds(int(child)) for child in children)
 
 
-def _resident_mib(pid: int) -> float:
+def resident_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return int(bound.getsockname()[1])
 
 
-def _uvicorn(app: str, port: int) -> list[str]:
+def _uvicorn(app: str, url: str) -> list[str]:
     return [
-        sys.executable, "-m", "uvicorn", f"benchmarks.competitors:{app}", "--port", str(port),
+        sys.executable, "-m", "uvicorn", f"benchmarks.competitors:{app}",
+        "--port", url.rpartition(":")[2],
         "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "error",
         "--lifespan", "off",
     ]  # fmt: skip
@@ -220,30 +232,29 @@ async def run(folder: Path) -> bool:
             print(f"{tool} is not here: there is nothing to compare over HTTP")
             return False
     environment, keys = await prepare(folder)
-    ports = [_free_port() for _ in range(4)]
-    ours, nginx, bare, framework = (f"http://127.0.0.1:{port}" for port in ports)
+    mine, nginx, bare, framework = (f"http://127.0.0.1:{free_port()}" for _ in range(4))
     conf = folder / "nginx.conf"
+    port = nginx.rpartition(":")[2]
     conf.write_text(
-        competitors.NGINX.format(
-            folder=folder, port=ports[1], key_id=keys.key_id, secret=keys.secret
-        )
+        competitors.NGINX.format(folder=folder, port=port, key_id=keys.key_id, secret=keys.secret)
     )
     secrets = {"BENCH_KEY_ID": keys.key_id, "BENCH_SECRET": keys.secret}
     serve = [sys.executable, "-m", "api_key_manager", "serve"]
-    modules = ["nginx", "-c", str(conf), "-p", "/usr/share/nginx", "-e", str(folder / "e.log")]
+    environment |= {"PORT": mine.rpartition(":")[2]}
+    lua = ["nginx", "-c", str(conf), "-p", "/usr/share/nginx", "-e", str(folder / "error.log")]
     with ExitStack() as servers:
         start = servers.enter_context
+        own = start(running(serve, environment, f"{mine}/healthz"))
         pids = [
-            start(running(serve, environment | {"PORT": str(ports[0])}, f"{ours}/healthz")),
-            start(running(modules, {}, f"{nginx}/static")),
-            start(running(_uvicorn("bare", ports[2]), secrets, bare)),
-            start(running(_uvicorn("framework", ports[3]), secrets, framework)),
+            start(running(lua, {}, f"{nginx}/static")),
+            start(running(_uvicorn("bare", bare), secrets, bare)),
+            start(running(_uvicorn("framework", framework), secrets, framework)),
         ]
-        rows = targets(ours, nginx, bare, framework, pids, keys)
-        return await asyncio.to_thread(_measure, folder, rows, environment)
+        rows = others(nginx, bare, framework, pids, keys) + ours(mine, own, keys)
+        return await asyncio.to_thread(_measure, folder, rows)
 
 
-def _measure(folder: Path, rows: list[Target], environment: dict[str, str]) -> bool:
+def _measure(folder: Path, rows: list[Target]) -> bool:
     script = folder / "load.lua"
     rows = [row for row in rows if _answers(row)]
     for row in rows:

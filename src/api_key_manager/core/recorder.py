@@ -188,8 +188,8 @@ class Recorder:
             await self._land()
             self._unfold(None if whole else int(now))
             used = self._take_uses(now, uses)
-            # In pieces, so that room appears long before all is written; in large ones when there is
-            # much, since each waits for its turn on a loop that is busy then.
+            # In pieces, so that room appears long before all is written; in large ones when there
+            # is much, since each waits for its turn on a loop that is busy then.
             piece = max(_PIECE, len(self._events) // 2)
             for _ in range(0, max(len(self._events), 1), piece):
                 events, self._events = self._events[:piece], self._events[piece:]
