@@ -9,16 +9,19 @@ keeps the order.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from api_key_manager.server.exchange import Reply
 from api_key_manager.server.front import COMMON, VISIT
 from api_key_manager.server.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
-    from api_key_manager.server.errors import Headers
+    from api_key_manager.server.errors import Headers, ProblemError
     from api_key_manager.server.front import Front, Visit
 
 __all__ = ["FastProtocol"]
@@ -41,6 +44,31 @@ def _lines(headers: Headers) -> bytes:
 _COMMON: Final = _lines(COMMON)
 _shared: Final[list[Any]] = [None, b""]
 """uvicorn's headers of all answers, and how they are written."""
+
+
+class _Outbox:
+    """Answers that wait for the end of the loop's turn, then all are sent.
+
+    A turn reads from every connection that has something. Sent one by one in between, each answer
+    would wake its client, for more than it costs to make it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[FastProtocol] = []
+
+    def add(self, protocol: FastProtocol, loop: asyncio.AbstractEventLoop) -> None:
+        """Have :meth:`FastProtocol.flush` called soon."""
+        if not self._waiting:
+            loop.call_soon(self._flush)
+        self._waiting.append(protocol)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for protocol in waiting:
+            protocol.flush()
+
+
+_outboxes: Final[WeakKeyDictionary[ServerState, _Outbox]] = WeakKeyDictionary()
 
 
 class _Last(NamedTuple):
@@ -69,6 +97,8 @@ class FastProtocol(BoundedProtocol):
         self._rests = True
         self._whole = b""
         self._last: _Last | None = None
+        self._outbox = _outboxes.setdefault(self.server_state, _Outbox())
+        self._out: list[bytes] = []
         self._begun: Visit | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -195,7 +225,9 @@ class FastProtocol(BoundedProtocol):
         if shared is not _shared[0]:
             _shared[:] = shared, _lines(shared)
         # What uvicorn writes for `headers_of(reply)`, in one go.
-        self.transport.write(
+        if not self._out:
+            self._outbox.add(self, self.loop)
+        self._out.append(
             b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b%b\r\n%b"
             % (
                 STATUS_LINE[status],
@@ -213,7 +245,33 @@ class FastProtocol(BoundedProtocol):
         self._moved = self._rests = True
         self._deadline = self.loop.time() + self.timeout_keep_alive
         if not self._keep_alive:
+            self.flush()
             self.transport.close()
+
+    def flush(self) -> None:
+        """Send what was answered here."""
+        if self._out:
+            out, self._out = self._out, []
+            if not self.transport.is_closing():
+                self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    # Whatever else is written, or ends the connection, comes behind.
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # as in the base class
+        self.flush()
+        return super().eof_received()
+
+    def shutdown(self) -> None:
+        self.flush()
+        super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        self.flush()
+        super().send_400_response(msg)
+
+    def _refuse(self, problem: ProblemError) -> None:
+        self.flush()
+        super()._refuse(problem)
 
     def _too_late(self) -> None:
         if self._body is None:
