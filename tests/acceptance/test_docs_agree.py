@@ -128,6 +128,14 @@ class TestSigning:
         assert made["Signature"] == f"akm=:{base64.b64encode(mac).decode()}:"
 
 
+def test_make_targets():
+    """Contributors read of every target that make lists."""
+    listed = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    told = {cells[0].strip("`") for cells in rows(text, "command")}
+    assert {f"make {name}" for name in listed} - {"make help"} <= told
+
+
 def test_permissions_table():
     """Each row of grants and wishes is judged as the page says."""
     told = rows(read("permissions.md"), "grant")
