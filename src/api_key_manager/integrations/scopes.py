@@ -1,0 +1,183 @@
+"""ASGI scopes and messages, to and from plain values."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from api_key_manager.core.manager import KeyManager
+from api_key_manager.core.models import Verdict
+from api_key_manager.integrations.answers import (
+    Answer,
+    Headers,
+    RefusedError,
+    closing,
+    problem,
+    too_large,
+)
+from api_key_manager.integrations.guard import Call, Guard
+
+__all__ = [
+    "SCOPE_KEY",
+    "App",
+    "Body",
+    "ClientGoneError",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "adding",
+    "call_of",
+    "judge",
+    "refuse_websocket",
+    "reply",
+    "with_verdict",
+]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SCOPE_KEY: Final = "api_key"
+_REPLY: Final = "websocket.http.response"
+_PATIENCE_SECONDS: Final = 30
+_POLICY_VIOLATION: Final = 1008
+
+
+class ClientGoneError(Exception):
+    """The client hung up before its body was complete. Nobody is left to be told."""
+
+
+class Body:
+    """The body of one request: read once, and given to the app again.
+
+    Args:
+        receive: of the ASGI request.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._replay: Message | None = None
+        self.again: Receive = receive
+
+    async def __call__(self, limit: int) -> bytes:
+        """All of it.
+
+        Raises:
+            RefusedError: it is longer than ``limit`` bytes (413), or too slow (408).
+            ClientGoneError: the client hung up.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                while True:
+                    message = await self._receive()
+                    if message["type"] != "http.request":
+                        raise ClientGoneError
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > limit:
+                        raise RefusedError(too_large(limit))
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise RefusedError(problem(408, "timeout", "The body took too long.")) from None
+        body = b"".join(chunks)
+        self._replay = {"type": "http.request", "body": body, "more_body": False}
+        self.again = self._give
+        return body
+
+    async def _give(self) -> Message:
+        if self._replay is None:
+            return await self._receive()
+        given, self._replay = self._replay, None
+        return given
+
+
+async def judge(
+    guard: Guard,
+    call: Call,
+    read_body: Callable[[int], Awaitable[bytes]],
+    manager: Callable[[], KeyManager],
+) -> tuple[Verdict | None, Headers]:
+    """The verdict on a request, and the headers that go with its answer.
+
+    Args:
+        guard: the rules.
+        call: the request.
+        read_body: gives the whole body, of at most so many bytes; asked for signed requests only.
+        manager: gives who judges; asked when there is something to be judged.
+
+    Returns:
+        No verdict where no key is needed.
+
+    Raises:
+        RefusedError: it goes no further.
+    """
+    presented = guard.present(call)
+    if presented is None:
+        return None, ()
+    if presented.request is not None:
+        body = await read_body(guard.max_body)
+        presented = guard.present(call, body) or presented
+    verdict = await manager().verify_presented(presented)
+    return verdict, guard.passed(verdict)
+
+
+def call_of(scope: Scope) -> Call:
+    """The plain values of an ``http`` or ``websocket`` scope."""
+    target: bytes | None = scope.get("raw_path")
+    if target is not None and scope["query_string"]:
+        target = target + b"?" + scope["query_string"]
+    scheme: str = scope.get("scheme", "http")
+    return Call(
+        scope.get("method", "GET"),
+        {"ws": "http", "wss": "https"}.get(scheme, scheme),
+        scope["path"],
+        target,
+        scope["headers"],
+        scope.get("client"),
+    )
+
+
+def with_verdict(scope: Scope, verdict: Verdict | None) -> Scope:
+    """The scope for the app. Whatever stood in its place before does not count."""
+    state = scope.setdefault("state", {})
+    state[SCOPE_KEY] = verdict
+    return {**scope, SCOPE_KEY: verdict}
+
+
+def adding(headers: Headers, send: Send) -> Send:
+    """A ``send`` that adds headers to the head of the answer."""
+    if not headers:
+        return send
+
+    async def send_more(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return send_more
+
+
+async def reply(answer: Answer, method: str, send: Send) -> None:
+    """Send a whole answer."""
+    await send(
+        {"type": "http.response.start", "status": answer.status, "headers": [*answer.headers]}
+    )
+    await send({"type": "http.response.body", "body": closing(answer, method)})
+
+
+async def refuse_websocket(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a handshake: by the answer where the server can send one, else by closing."""
+    await receive()
+    if _REPLY in (scope.get("extensions") or {}):
+        start = {"status": answer.status, "headers": [*answer.headers]}
+        await send({"type": f"{_REPLY}.start", **start})
+        await send({"type": f"{_REPLY}.body", "body": answer.body})
+    else:
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
