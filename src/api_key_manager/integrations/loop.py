@@ -85,10 +85,7 @@ class ManagerThread:
         self._thread.join()
 
     def _running(self) -> tuple[asyncio.AbstractEventLoop, KeyManager]:
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None and not self._closed:
-                    self._start()
+        self._start_once()
         if self._thread is not None and self._pid != os.getpid():
             _log.error("the key manager was started before this process was forked off")
         elif not self._closed and self._ready.wait(_PATIENCE_SECONDS):
@@ -96,6 +93,11 @@ class ManagerThread:
             if loop is not None and manager is not None:
                 return loop, manager
         raise StorageError("the key manager is not open")
+
+    def _start_once(self) -> None:
+        with self._starting:
+            if self._thread is None and not self._closed:
+                self._start()
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="akm-manager", daemon=True)
