@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -104,10 +104,8 @@ class Service:
             elif body is not None:
                 connection.putheader("Content-Length", str(len(body)))
             connection.endheaders()
-            try:
+            with suppress(OSError):  # it was refused before the body was in
                 self._send_body(connection, body or b"", chunks)
-            except OSError:
-                pass  # it was refused before the body was in
             answer = connection.getresponse()
             told = {name.lower(): value for name, value in answer.getheaders()}
             return Answered(answer.status, told, answer.read())

@@ -28,7 +28,6 @@ from api_key_manager.integrations.scopes import (
     judge,
     refuse_websocket,
     reply,
-    with_verdict,
 )
 
 __all__ = ["ApiKeyMiddleware", "ManagerSource"]
@@ -102,25 +101,24 @@ class ApiKeyMiddleware:
     async def _pass_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         read = Body(receive)
         try:
-            verdict, headers = await judge(self._guard, call_of(scope), read, self._current)
+            judged = await judge(self._guard, call_of(scope), read, self._current)
         except RefusedError as refused:
             await reply(refused.answer, scope["method"], send)
         except ClientGoneError:
             return
         else:
-            inner = with_verdict(scope, verdict)
-            await self._app(inner, read.again, adding(headers, send))
+            await self._app(judged.tell(scope), read.again, adding(judged.headers, send))
 
     async def _pass_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def nothing(limit: int) -> bytes:
             return b""  # a handshake has no content
 
         try:
-            verdict, _ = await judge(self._guard, call_of(scope), nothing, self._current)
+            judged = await judge(self._guard, call_of(scope), nothing, self._current)
         except RefusedError as refused:
             await refuse_websocket(refused.answer, scope, receive, send)
         else:
-            await self._app(with_verdict(scope, verdict), receive, send)
+            await self._app(judged.tell(scope), receive, send)
 
     def _current(self) -> KeyManager:
         manager = self._manager

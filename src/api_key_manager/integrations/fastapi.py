@@ -21,11 +21,9 @@ from api_key_manager.integrations.answers import (
     unauthorized,
 )
 from api_key_manager.integrations.guard import MAX_BODY, Guard, has_permissions
-from api_key_manager.integrations.scopes import SCOPE_KEY, call_of, judge
+from api_key_manager.integrations.scopes import JUDGE_KEY, SCOPE_KEY, call_of, judge
 
 __all__ = ["KeyRefusedError", "problem_response", "require_key"]
-
-_JUDGE = "api_key.manager"
 
 # None of them refuses by itself: they are here to be seen in the OpenAPI document.
 _bearer = HTTPBearer(
@@ -112,18 +110,15 @@ def require_key(
             if SCOPE_KEY in request.scope and _judged_by(request, manager):
                 return _among(request.scope[SCOPE_KEY], permissions)
             judging = _manager_of(request, manager)
-            verdict, headers = await judge(
-                guard, call_of(request.scope), _BodyOf(request), lambda: judging
-            )
+            judged = await judge(guard, call_of(request.scope), _BodyOf(request), lambda: judging)
         except RefusedError as refused:
             raise KeyRefusedError(refused.answer) from None
-        if verdict is None:
+        if judged.verdict is None:  # what this guard never does: it requires a key, everywhere
             raise KeyRefusedError(unauthorized())
-        request.scope[SCOPE_KEY] = verdict
-        request.scope[_JUDGE] = judging
-        for name, value in headers:
+        request.scope.update(judged.tell(request.scope))
+        for name, value in judged.headers:
             response.headers.append(name.decode(), value.decode())
-        return verdict
+        return judged.verdict
 
     return api_key
 
@@ -138,7 +133,7 @@ def _among(verdict: Verdict | None, permissions: str | Sequence[str] | None) -> 
 
 def _judged_by(request: Request, manager: KeyManager | Callable[[], KeyManager] | None) -> bool:
     """Whether the verdict at hand is one of the manager that is asked for."""
-    judged = request.scope.get(_JUDGE)
+    judged = request.scope.get(JUDGE_KEY)
     return manager is None or judged is None or judged is _manager_of(request, manager)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from api_key_manager.core.manager import KeyManager
 from api_key_manager.core.models import Verdict
@@ -19,10 +19,12 @@ from api_key_manager.integrations.answers import (
 from api_key_manager.integrations.guard import Call, Guard
 
 __all__ = [
+    "JUDGE_KEY",
     "SCOPE_KEY",
     "App",
     "Body",
     "ClientGoneError",
+    "Judgement",
     "Message",
     "Receive",
     "Scope",
@@ -32,7 +34,6 @@ __all__ = [
     "judge",
     "refuse_websocket",
     "reply",
-    "with_verdict",
 ]
 
 Scope = MutableMapping[str, Any]
@@ -42,6 +43,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY: Final = "api_key"
+"""Where the verdict is, in a scope and in its state."""
+JUDGE_KEY: Final = "api_key.manager"
+"""Where it is said whose verdict that is."""
+
 _REPLY: Final = "websocket.http.response"
 _PATIENCE_SECONDS: Final = 30
 _POLICY_VIOLATION: Final = 1008
@@ -98,13 +103,27 @@ class Body:
         return given
 
 
+class Judgement(NamedTuple):
+    """What became of a request that may pass; without a verdict where no key is needed."""
+
+    verdict: Verdict | None = None
+    headers: Headers = ()
+    """To go with the app's answer."""
+    manager: KeyManager | None = None
+
+    def tell(self, scope: Scope) -> Scope:
+        """The scope for the app. Whatever stood in these places before does not count."""
+        scope.setdefault("state", {})[SCOPE_KEY] = self.verdict
+        return {**scope, SCOPE_KEY: self.verdict, JUDGE_KEY: self.manager}
+
+
 async def judge(
     guard: Guard,
     call: Call,
     read_body: Callable[[int], Awaitable[bytes]],
     manager: Callable[[], KeyManager],
-) -> tuple[Verdict | None, Headers]:
-    """The verdict on a request, and the headers that go with its answer.
+) -> Judgement:
+    """The verdict on a request.
 
     Args:
         guard: the rules.
@@ -112,20 +131,18 @@ async def judge(
         read_body: gives the whole body, of at most so many bytes; asked for signed requests only.
         manager: gives who judges; asked when there is something to be judged.
 
-    Returns:
-        No verdict where no key is needed.
-
     Raises:
         RefusedError: it goes no further.
     """
     presented = guard.present(call)
     if presented is None:
-        return None, ()
+        return Judgement()
     if presented.request is not None:
         body = await read_body(guard.max_body)
         presented = guard.present(call, body) or presented
-    verdict = await manager().verify_presented(presented)
-    return verdict, guard.passed(verdict)
+    judging = manager()
+    verdict = await judging.verify_presented(presented)
+    return Judgement(verdict, guard.passed(verdict), judging)
 
 
 def call_of(scope: Scope) -> Call:
@@ -142,13 +159,6 @@ def call_of(scope: Scope) -> Call:
         scope["headers"],
         scope.get("client"),
     )
-
-
-def with_verdict(scope: Scope, verdict: Verdict | None) -> Scope:
-    """The scope for the app. Whatever stood in its place before does not count."""
-    state = scope.setdefault("state", {})
-    state[SCOPE_KEY] = verdict
-    return {**scope, SCOPE_KEY: verdict}
 
 
 def adding(headers: Headers, send: Send) -> Send:
