@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
+import concurrent.futures.thread
 import logging
 import os
 import threading
@@ -128,6 +128,7 @@ def _before_exit(call: Callable[[], None]) -> None:
     """Have something called while the interpreter ends and threads can still be started.
 
     ``atexit`` alone comes too late: executors take no more work by then, and closing a store needs
-    one. What :mod:`concurrent.futures` itself uses is called newest first, so before its own.
+    one. What :mod:`concurrent.futures.thread` itself uses is called newest first: before its own,
+    which was registered when this module imported it.
     """
     getattr(threading, "_register_atexit", atexit.register)(call)
