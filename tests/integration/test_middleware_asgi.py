@@ -180,6 +180,36 @@ class TestLifespan:
         assert sent[0]["type"] == "lifespan.startup.failed"
         assert sent[0]["message"]
 
+    @pytest.mark.parametrize("knows", [True, False])
+    async def test_closed_before_it_is_said(self, knows: bool):
+        """A server that ends as soon as it hears that all is shut loses nothing of the audit."""
+        happened: list[str] = []
+
+        @asynccontextmanager
+        async def opening() -> AsyncIterator[KeyManager]:
+            happened.append("open")
+            yield KeyManager()
+            happened.append("close")
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            assert knows, "an app without a lifespan raises"
+            for step in ("startup", "shutdown"):
+                assert (await receive())["type"] == f"lifespan.{step}"
+                await send({"type": f"lifespan.{step}.complete"})
+
+        waiting = ["lifespan.startup", "lifespan.shutdown"]
+
+        async def receive() -> Any:
+            return {"type": waiting.pop(0)}
+
+        async def send(message: Any) -> None:
+            happened.append(message["type"])
+
+        await ApiKeyMiddleware(app, manager=opening())({"type": "lifespan"}, receive, send)
+        assert happened == [
+            "open", "lifespan.startup.complete", "close", "lifespan.shutdown.complete",
+        ]  # fmt: skip
+
     async def test_never_opened(self):
         """On a server that runs no lifespan everything is a 503, and the app is not called."""
         app = App()
