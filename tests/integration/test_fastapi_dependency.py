@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import Body, Depends, FastAPI, Form, Request, Response
 
-from api_key_manager import ConfigurationError, KeyManager, RateLimit, Verdict
+from api_key_manager import ConfigurationError, KeyManager, RateLimit, Reason, Verdict
 from api_key_manager.client import HttpxSignature
 from api_key_manager.core.memory import MemoryNonceStore
 from api_key_manager.integrations import ApiKeyMiddleware
@@ -214,6 +214,19 @@ async def test_another_manager(manager: KeyManager):
     outer = ApiKeyMiddleware(app, manager=manager)
     async with calling(outer) as client:
         assert (await client.get("/", headers=bearer(key))).status_code == 401
+
+
+async def test_a_verdict_of_nobody(manager: KeyManager):
+    """What somebody else left in the verdict's place is not believed."""
+    app = build()
+    app.state.manager = manager
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        scope = {**scope, "api_key": Verdict(Reason.VALID, "admin"), "state": {"api_key": "admin"}}
+        await app(scope, receive, send)
+
+    async with calling(outer) as client:
+        assert (await client.get("/me")).status_code == 401
 
 
 async def test_no_manager():

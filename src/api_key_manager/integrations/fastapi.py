@@ -107,7 +107,7 @@ def require_key(
         signature: Annotated[Any, Security(_signature)],
     ) -> Verdict:
         try:
-            if SCOPE_KEY in request.scope and _judged_by(request, manager):
+            if JUDGE_KEY in request.scope and _judged_by(request, manager):
                 return _among(request.scope[SCOPE_KEY], permissions)
             judging = _manager_of(request, manager)
             judged = await judge(guard, call_of(request.scope), _BodyOf(request), lambda: judging)
@@ -133,7 +133,7 @@ def _among(verdict: Verdict | None, permissions: str | Sequence[str] | None) -> 
 
 def _judged_by(request: Request, manager: KeyManager | Callable[[], KeyManager] | None) -> bool:
     """Whether the verdict at hand is one of the manager that is asked for."""
-    judged = request.scope.get(JUDGE_KEY)
+    judged = request.scope[JUDGE_KEY]
     return manager is None or judged is None or judged is _manager_of(request, manager)
 
 
