@@ -15,7 +15,7 @@ __all__ = [
     "Answer",
     "Headers",
     "RefusedError",
-    "closing",
+    "content_for",
     "limited",
     "problem",
     "refusal",
@@ -115,6 +115,6 @@ def refusal(verdict: Verdict) -> Answer:
     return problem(status, reason.value, f"Refused: {OUTCOMES[reason].message}.")
 
 
-def closing(answer: Answer, method: str) -> bytes:
+def content_for(answer: Answer, method: str) -> bytes:
     """The body to send: none to HEAD, whatever the headers say of it (RFC 9110 section 9.3.2)."""
     return b"" if method == "HEAD" else answer.body

@@ -12,7 +12,7 @@ from api_key_manager.integrations.answers import (
     Answer,
     Headers,
     RefusedError,
-    closing,
+    content_for,
     problem,
     too_large,
 )
@@ -179,11 +179,11 @@ async def reply(answer: Answer, method: str, send: Send) -> None:
     await send(
         {"type": "http.response.start", "status": answer.status, "headers": [*answer.headers]}
     )
-    await send({"type": "http.response.body", "body": closing(answer, method)})
+    await send({"type": "http.response.body", "body": content_for(answer, method)})
 
 
 async def refuse_websocket(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a handshake: by the answer where the server can send one, else by closing."""
+    """Refuse a handshake: by the answer where the server can send one, else by content_for."""
     await receive()
     if _REPLY in (scope.get("extensions") or {}):
         start = {"status": answer.status, "headers": [*answer.headers]}

@@ -21,7 +21,7 @@ from api_key_manager.integrations.answers import (
     Answer,
     Headers,
     RefusedError,
-    closing,
+    content_for,
     problem,
     too_large,
     unavailable,
@@ -215,7 +215,7 @@ def _adding(headers: Headers, start_response: StartResponse) -> StartResponse:
 def _reply(answer: Answer, method: str, start_response: StartResponse) -> Iterable[bytes]:
     status = HTTPStatus(answer.status)
     start_response(f"{status.value} {status.phrase}", _texts(answer.headers))
-    return [closing(answer, method)]
+    return [content_for(answer, method)]
 
 
 def _texts(headers: Headers) -> list[tuple[str, str]]:
