@@ -127,7 +127,7 @@ class ManagerThread:
 def _before_exit(call: Callable[[], None]) -> None:
     """Have something called while the interpreter ends and threads can still be started.
 
-    ``atexit`` alone comes too late: executors take no more work by then, and content_for a store needs
+    ``atexit`` alone comes too late: executors take no more work by then, and closing a store needs
     one. What :mod:`concurrent.futures.thread` itself uses is called newest first: before its own,
     which was registered when this module imported it.
     """

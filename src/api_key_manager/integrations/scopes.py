@@ -183,7 +183,7 @@ async def reply(answer: Answer, method: str, send: Send) -> None:
 
 
 async def refuse_websocket(answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a handshake: by the answer where the server can send one, else by content_for."""
+    """Refuse a handshake: by the answer where the server can send one, else by closing."""
     await receive()
     if _REPLY in (scope.get("extensions") or {}):
         start = {"status": answer.status, "headers": [*answer.headers]}
