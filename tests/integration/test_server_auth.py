@@ -9,8 +9,8 @@ import httpx
 import pytest
 from starlette.routing import Match
 
+from api_key_manager.core.addresses import client_address
 from api_key_manager.server.app import build_app
-from api_key_manager.server.auth import client_address
 from api_key_manager.server.principal import PRINCIPAL, Principal
 from tests.integration.conftest import Api, serving
 

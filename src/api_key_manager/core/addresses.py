@@ -12,6 +12,7 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from typing import Any
 
 from api_key_manager.core.exceptions import ValidationError
 
@@ -20,6 +21,7 @@ __all__ = [
     "Network",
     "allowed",
     "check_allowlist",
+    "client_address",
     "networks",
     "parse_address",
     "vicinity",
@@ -98,3 +100,36 @@ def vicinity(text: str | None) -> str | None:
         return None
     bits = 24 if address.version == 4 else 56
     return str(ip_network(f"{address}/{bits}", strict=False))
+
+
+def client_address(peer: Any, forwarded: Sequence[bytes], proxies: Sequence[Network]) -> str | None:
+    """The caller's address: the peer, or the rightmost hop that is no trusted proxy.
+
+    Args:
+        peer: the ASGI ``client``: host and port.
+        forwarded: the values of ``X-Forwarded-For``, in order.
+        proxies: whose word is taken.
+
+    Returns:
+        The address as text, or ``None`` when it cannot be told.
+    """
+    address = _hop_address(str(peer[0])) if peer else None
+    if not forwarded or not allowed(address, proxies):
+        return None if address is None else str(address)
+    hops = b",".join(forwarded).decode("latin-1").split(",")
+    for hop in reversed(hops):
+        address = _hop_address(hop.strip())
+        if address is None or not allowed(address, proxies):
+            break
+    return None if address is None else str(address)
+
+
+def _hop_address(text: str) -> Address | None:
+    """An address that may carry a port or a scope: ``10.0.0.1:80``, ``[::1]:80``, ``fe80::1%2``."""
+    if len(text) > 64:
+        return None
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return parse_address(text.partition("%")[0])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from api_key_manager.core.addresses import Address, Network, allowed, parse_address
+from api_key_manager.core.addresses import Network, client_address
 from api_key_manager.core.exceptions import OUTCOMES
 from api_key_manager.core.models import ADMIN_REALM, Reason, Verdict
 from api_key_manager.core.presented import Presented, present
@@ -22,7 +22,7 @@ from api_key_manager.server.principal import Principal
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
 
-__all__ = ["Admission", "Door", "client_address"]
+__all__ = ["Admission", "Door"]
 
 
 class Admission(NamedTuple):
@@ -110,36 +110,3 @@ def _bearer(authorization: Sequence[bytes]) -> bytes | None:
         return None
     kind, _, token = authorization[0].partition(b" ")
     return token.strip() or None if kind.lower() == b"bearer" else None
-
-
-def client_address(peer: Any, forwarded: Sequence[bytes], proxies: Sequence[Network]) -> str | None:
-    """The caller's address: the peer, or the rightmost hop that is no trusted proxy.
-
-    Args:
-        peer: the ASGI ``client``: host and port.
-        forwarded: the values of ``X-Forwarded-For``, in order.
-        proxies: whose word is taken.
-
-    Returns:
-        The address as text, or ``None`` when it cannot be told.
-    """
-    address = _address(str(peer[0])) if peer else None
-    if not forwarded or not allowed(address, proxies):
-        return None if address is None else str(address)
-    hops = b",".join(forwarded).decode("latin-1").split(",")
-    for hop in reversed(hops):
-        address = _address(hop.strip())
-        if address is None or not allowed(address, proxies):
-            break
-    return None if address is None else str(address)
-
-
-def _address(text: str) -> Address | None:
-    """An address that may carry a port or a scope: ``10.0.0.1:80``, ``[::1]:80``, ``fe80::1%2``."""
-    if len(text) > 64:
-        return None
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    return parse_address(text.partition("%")[0])

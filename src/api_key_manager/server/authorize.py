@@ -16,18 +16,19 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from api_key_manager.config import Settings
+from api_key_manager.core.addresses import client_address
+from api_key_manager.core.credentials import CREDENTIAL_HEADERS, Fields, credential, is_signed
 from api_key_manager.core.exceptions import OUTCOMES, ValidationError
 from api_key_manager.core.limits import ratelimit_headers
 from api_key_manager.core.models import ApiKey, Reason, Verdict, canonical_json
 from api_key_manager.core.permissions import compile_expression
 from api_key_manager.core.presented import Presented, present
-from api_key_manager.server.auth import client_address
 from api_key_manager.server.errors import ProblemError, unavailable
 from api_key_manager.server.exchange import Reply, Request, Steps, judged
 from api_key_manager.server.gateways import BELOW, Gateway, Original
@@ -38,19 +39,12 @@ __all__ = ["MAX_METADATA_HEADER", "Authorize"]
 MAX_METADATA_HEADER: Final = 2048
 
 _ACTOR: Final = "authorize"
-_AUTHORIZATION: Final = b"authorization"
-_API_KEY: Final = b"x-api-key"
-_INPUT: Final = b"signature-input"
-_SIGNATURE: Final = b"signature"
 _DIGEST: Final = b"content-digest"
-_CREDENTIALS: Final = frozenset({_AUTHORIZATION, _API_KEY, _INPUT, _SIGNATURE, _DIGEST})
 _WARN_SECONDS: Final = 60
 # Visible ASCII but "%", so that what is escaped can be told from what is not.
 _VISIBLE: Final = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 
 _log = logging.getLogger(__name__)
-
-Fields = Mapping[bytes, Sequence[bytes]]
 
 
 class Authorize:
@@ -70,7 +64,7 @@ class Authorize:
         rules = settings.AUTHORIZE_RULES
         self._rules: Rules | None = load_rules(rules) if rules else None
         self._metadata = settings.authorize_metadata
-        self._fields = _CREDENTIALS | self._gateway.profile.headers
+        self._fields = CREDENTIAL_HEADERS | self._gateway.profile.headers
         self._silent_until: dict[str, float] = {}
 
     def __call__(self, request: Request) -> Steps[Reply]:
@@ -100,18 +94,22 @@ class Authorize:
         below = gateway.sets_path and request.path.startswith(BELOW)
         original = None
         # A token alone says nothing of the request, and needs nobody's word on it.
-        if below or self._rules is not None or _is_signed(fields):
+        if below or self._rules is not None or is_signed(fields):
             original = self._original(request, fields)
         ip = client_address(
             request.client, request.head.get(b"x-forwarded-for", ()), gateway.proxies
         )
         known: dict[str, Any] = {"ip": ip, "request_id": request.id, "actor": _ACTOR}
-        credential = _credential(fields, original)
+        shown = (
+            credential(fields)
+            if original is None
+            else credential(fields, original.method, original.url)
+        )
         try:
             permissions, cost = self._needed(request, original, below=below)
         except ValidationError:
-            return present(**_without_token(credential), **known)
-        return present(**credential, permissions=permissions, cost=cost, **known)
+            return present(**_without_token(shown), **known)
+        return present(**shown, permissions=permissions, cost=cost, **known)
 
     def _original(self, request: Request, fields: Fields) -> Original | None:
         """What is asked about; ``None`` when that cannot be told or is not believed."""
@@ -170,41 +168,9 @@ class Authorize:
         return True
 
 
-def _is_signed(fields: Fields) -> bool:
-    """Whether there is a signature, or half of one."""
-    return _INPUT in fields or _SIGNATURE in fields
-
-
-def _credential(fields: Fields, original: Original | None) -> dict[str, Any]:
-    """The one credential as :func:`present` takes it; what it finds malformed when there is none,
-    or more than one."""
-    tokens = list(fields.get(_API_KEY, ()))
-    authorization = fields.get(_AUTHORIZATION, ())
-    for value in authorization:
-        kind, _, token = value.partition(b" ")
-        if kind.lower() == b"bearer":
-            tokens.append(token.strip())
-    shown: dict[str, Any] = {}
-    if _is_signed(fields):
-        lines = [
-            (name.decode(), value.decode("latin-1"))
-            for name in (_INPUT, _SIGNATURE, _DIGEST)
-            for value in fields.get(name, ())
-        ]
-        shown["request"] = {"headers": lines}
-        if original is not None:
-            shown["request"].update(method=original.method, url=original.url)
-    # Of two headers of one name nobody can say which one a proxy or the service has looked at.
-    if len(tokens) == 1 and len(authorization) <= 1:
-        shown["token"] = tokens[0].decode("latin-1")
-    elif tokens:
-        shown["token"] = ""
-    return shown
-
-
-def _without_token(credential: Mapping[str, Any]) -> dict[str, Any]:
+def _without_token(shown: Mapping[str, Any]) -> dict[str, Any]:
     """The same made malformed; a signed request still says whose it would be."""
-    return {**credential, "token": ""}
+    return {**shown, "token": ""}
 
 
 def _refusal(verdict: Verdict) -> ProblemError:

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from typing import Final, NamedTuple
 
 from api_key_manager.core.addresses import Network, allowed, parse_address
-from api_key_manager.core.http_signatures import MAX_URL, read_target
+from api_key_manager.core.credentials import absolute_url
 from api_key_manager.server.exchange import Request
 
 __all__ = ["BELOW", "PATH", "PROFILES", "Gateway", "Original", "Profile"]
@@ -24,10 +24,6 @@ BELOW: Final = f"{PATH}/"
 _LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 _is_method = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}").fullmatch
-# Checked on its own: a host with a "/" in it would bring a path of its own into the URL.
-_is_host = re.compile(
-    rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
-).fullmatch
 
 
 class Profile(NamedTuple):
@@ -114,13 +110,11 @@ class Gateway:
         uri = _once(fields, profile.uri) if profile.uri else self._own_uri(request)
         if (
             method is None or scheme is None or host is None or uri is None
-            or not _is_method(method) or scheme not in (b"http", b"https")
-            or not _is_host(host) or not uri.startswith(b"/")
-            or len(uri) > MAX_URL or not uri.isascii()
+            or not _is_method(method)
         ):  # fmt: skip
             return None
-        url = f"{scheme.decode()}://{host.decode()}{uri.decode()}"
-        if read_target(url) is None:
+        url = absolute_url(scheme.decode("latin-1"), host, uri)
+        if url is None:
             return None
         return Original(method.decode(), url, uri.decode().partition("?")[0])
 
