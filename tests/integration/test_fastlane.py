@@ -268,6 +268,40 @@ async def test_a_head_that_comes_again_is_read_once(wire: Wire, monkeypatch: pyt
     writer.close()
 
 
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        *(({"timestamp": at}, "malformed") for at in (-1, 10**12, 10**20, 10**400, -(10**400))),
+        ({"timestamp": 0}, "bad_signature"),
+        ({"signature": "é" * 64}, "malformed"),
+        ({"signature": "0" * 64}, "bad_signature"),
+        ({"key": "\ud800"}, "malformed"),
+        ({"key": "app\n"}, "malformed"),
+        ({"key": ""}, "malformed"),
+        ({"cost": 10**400}, "malformed"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_odd_values_behind_a_head_that_comes_again(
+    wire: Wire, odd: dict[str, Any], reason: str
+):
+    """They are refused by the short way as by the long one."""
+    reader, writer = await wire.open()
+    raw = request(body=item(), headers=AUTH)
+    for _ in range(3):
+        writer.write(raw)
+        assert (await hear(reader)).status == 200
+    answers = []
+    for _ in range(3):
+        writer.write(request(body=item(**odd), headers=AUTH))
+        answer = await hear(reader)
+        answers.append((answer.status, answer.body.partition(b',"request_id"')[0]))
+        assert json.loads(answer.body)["reason"] == reason
+    assert answers[1:] == answers[:-1]
+    assert answers[0][0] in (200, 400, 422)
+    writer.close()
+
+
 @pytest.mark.parametrize("change", ["revoked", "expired", "disabled", "edited"])
 async def test_a_token_is_not_believed_longer_on_its_connection(
     stack: AsyncExitStack, clock: Any, change: str

@@ -34,7 +34,13 @@ from api_key_manager.core.models import (
     Verdict,
 )
 from api_key_manager.core.presented import Presented
-from api_key_manager.core.signing import MacState, matches, static_message, timestamped_message
+from api_key_manager.core.signing import (
+    MAX_TIMESTAMP,
+    MacState,
+    matches,
+    static_message,
+    timestamped_message,
+)
 
 __all__ = ["OpenKey", "OpenVersion", "Rules", "accept", "judge", "window_reason"]
 
@@ -205,13 +211,15 @@ def accept(
     Args:
         key: a :attr:`~OpenKey.plain` one.
         signature: 32 bytes.
-        timestamp: Unix seconds, as signed.
+        timestamp: Unix seconds, as signed; any whole number, as nobody has looked at it yet.
         now: Unix seconds.
         rules: the deployment's windows.
 
     Returns:
         The verdict; ``None`` for whatever is not surely good, of which the judge says why.
     """
+    if not 0 <= timestamp <= MAX_TIMESTAMP:
+        return None  # there are numbers that no float holds
     age = now - timestamp
     if not -rules.skew <= age <= rules.window + rules.skew or key.strength > 1:
         return None
