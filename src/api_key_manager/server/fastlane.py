@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from api_key_manager.server.exchange import Reply
+from api_key_manager.server.exchange import JSON, Reply
 from api_key_manager.server.front import COMMON, VISIT
 from api_key_manager.server.protocol import BoundedProtocol
 
@@ -42,8 +42,8 @@ def _lines(headers: Headers) -> bytes:
 
 
 _COMMON: Final = _lines(COMMON)
-_shared: Final[list[Any]] = [None, b""]
-"""uvicorn's headers of all answers, and how they are written."""
+_usual: Final[list[Any]] = [None, b""]
+"""uvicorn's headers of all answers, and the usual answer's start with them."""
 
 
 class _Outbox:
@@ -113,6 +113,13 @@ class FastProtocol(BoundedProtocol):
                 and not self.flow.write_paused
             ):
                 request_id, outcome = self._front.again(last.visit, data[len(last.head) :])
+                if isinstance(outcome, bytes):
+                    start = self._start_of_usual()
+                    self._send(
+                        b"%b%d\r\nx-request-id: %b\r\n%b\r\n%b"
+                        % (start, len(outcome), request_id.encode(), _COMMON, outcome)
+                    )
+                    return
                 if isinstance(outcome, Reply):
                     self._answer(outcome, request_id)
                     return
@@ -220,33 +227,42 @@ class FastProtocol(BoundedProtocol):
 
     def _answer(self, reply: Reply, request_id: str) -> None:
         body, status, kind, more = reply
-        # uvicorn makes a new list every second.
-        shared = self.server_state.default_headers
-        if shared is not _shared[0]:
-            _shared[:] = shared, _lines(shared)
         # What uvicorn writes for `headers_of(reply)`, in one go.
-        if not self._out:
-            self._outbox.add(self, self.loop)
-        self._out.append(
+        self._send(
             b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b%b\r\n%b"
             % (
                 STATUS_LINE[status],
-                _shared[1],
+                _lines(self.server_state.default_headers),
                 kind,
                 len(body),
                 request_id.encode(),
                 _COMMON,
-                _lines(more) if more else b"",
+                _lines(more),
                 b"" if self._keep_alive else b"connection: close\r\n",
                 body,
             )
         )
-        self.server_state.total_requests += 1
-        self._moved = self._rests = True
-        self._deadline = self.loop.time() + self.timeout_keep_alive
         if not self._keep_alive:
             self.flush()
             self.transport.close()
+
+    def _start_of_usual(self) -> bytes:
+        """The same for a 200 with JSON on a connection that is kept, up to its length."""
+        shared = self.server_state.default_headers
+        # uvicorn makes a new list every second.
+        if shared is not _usual[0]:
+            kind = b"content-type: %b\r\ncontent-length: " % JSON
+            _usual[:] = shared, STATUS_LINE[200] + _lines(shared) + kind
+        start: bytes = _usual[1]
+        return start
+
+    def _send(self, answer: bytes) -> None:
+        if not self._out:
+            self._outbox.add(self, self.loop)
+        self._out.append(answer)
+        self.server_state.total_requests += 1
+        self._moved = self._rests = True
+        self._deadline = self.loop.time() + self.timeout_keep_alive
 
     def flush(self) -> None:
         """Send what was answered here."""

@@ -81,12 +81,13 @@ class Front:
         """A hot request that is complete; :meth:`advance` answers it."""
         return self._visit(read_head(method, path, query, headers, client, None), body)
 
-    def again(self, before: Visit, body: bytes) -> tuple[str, Reply | Visit | None]:
+    def again(self, before: Visit, body: bytes) -> tuple[str, bytes | Reply | Visit | None]:
         """The next request on a connection, with the very head of the one before.
 
         Returns:
-            Its id, and the answer; or the visit, if that needs to wait; or ``None`` when it has to
-            begin like any other, which no part of it has done yet.
+            Its id, and the answer, of which the usual one is its body only; or the visit, if that
+            needs to wait; or ``None`` when it has to begin like any other, which no part of it has
+            done yet.
         """
         began, manager, request = perf_counter(), self._manager, before.request
         request_id = new_id(request.head.get(b"x-request-id"))
@@ -110,7 +111,7 @@ class Front:
                     return request_id, problem
                 if answer is not None:
                     self._answered(before, 200, began)
-                    return request_id, Reply(answer)
+                    return request_id, answer
             visit = Visit(request.with_id(request_id), None, hot, admission)
             visit.exchange = Exchange(manager, hot(body, principal.anew(request_id)), body, now)
         visit.began, visit.taken = began, before.taken
