@@ -39,7 +39,8 @@ from api_key_manager.core import (
     ValidationError,
     sign,
 )
-from api_key_manager.server import hot, schemas
+from api_key_manager.server import schemas
+from api_key_manager.server import shapes as wire
 from tests.integration.conftest import Api, serving
 from tests.integration.test_server_serve import started
 
@@ -284,8 +285,8 @@ def test_more_shapes():
     assert names(shapes.KeyFilters) == set(schemas.KeyFilters.model_fields) - paging
     options = {"reason", "dry_run"}
     assert names(shapes.RevocationFilters) == set(schemas.RevokeKeys.model_fields) - options
-    assert names(shapes.ValidationItem) == set(hot.Validation.__struct_fields__)
-    assert names(shapes.RemoteVerdict) == set(hot.Answer.__struct_fields__)
+    assert names(shapes.ValidationItem) == set(wire.Validation.__struct_fields__)
+    assert names(shapes.RemoteVerdict) == set(wire.Answer.__struct_fields__)
     hints = get_type_hints(shapes.Key, include_extras=True)
     optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
     assert optional == {"secret", "token"}

@@ -17,7 +17,7 @@ import pytest
 from api_key_manager.core import APIKeyManagerException, AsyncAPIKeyValidator, sign
 from api_key_manager.core.presented import present
 from api_key_manager.server.app import build_app
-from api_key_manager.server.hot import Validation
+from api_key_manager.server.shapes import Validation
 from api_key_manager.wiring import Deployment, backup
 from tests.integration.places import Place, signed
 

@@ -6,149 +6,32 @@ values that cannot be used are a verdict, ``malformed``, like any other refusal.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw
 from msgspec.structs import asdict
 
 from api_key_manager.core.limits import Decision, RateLimit, whole_seconds
-from api_key_manager.core.models import ApiKey, Reason, Verdict
+from api_key_manager.core.models import ApiKey, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.errors import ProblemError
 from api_key_manager.server.exchange import Need, Reply, Steps
+from api_key_manager.server.misfits import misfit, unusable
 from api_key_manager.server.principal import Principal
+from api_key_manager.server.shapes import (
+    Answer,
+    Answers,
+    RateLimitAnswer,
+    Validation,
+    Validations,
+)
 
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
 
-__all__ = [
-    "Answer",
-    "Answers",
-    "HttpRequest",
-    "RateLimitAnswer",
-    "Validation",
-    "Validations",
-    "decode",
-    "validate",
-    "validate_batch",
-    "validate_now",
-]
-
-Tag = Annotated[str, Meta(min_length=1, max_length=64, description="Printable characters.")]
-
-
-class HttpRequest(Struct, forbid_unknown_fields=True, gc=False):
-    """A request signed by RFC 9421, as whoever received it saw it."""
-
-    method: str
-    url: Annotated[str, Meta(description="Absolute, undecoded: as the client sent it.")]
-    headers: Annotated[
-        dict[str, str | list[str]] | list[tuple[str, str]],
-        Meta(description="Names with a value or all their values, or pairs of name and value."),
-    ]
-    body_sha256: Annotated[
-        str | None, Meta(description="SHA-256 of the content as sent, 64 hex digits.")
-    ] = None
-
-    def __repr__(self) -> str:
-        return f"HttpRequest({self.method!r})"
-
-
-class Validation(Struct, forbid_unknown_fields=True, gc=False):
-    """A credential: `key` and `signature`, or the `token` of a bearer key, or a `request`."""
-
-    key: Annotated[str | None, Meta(description="The id of a signed key.")] = None
-    signature: Annotated[str | None, Meta(description="64 hex digits.")] = None
-    timestamp: Annotated[int | None, Meta(description="Unix seconds, as signed.")] = None
-    nonce: Annotated[
-        str | None, Meta(description="16 to 128 of A-Z a-z 0-9 _ -, accepted once.")
-    ] = None
-    token: Annotated[str | None, Meta(description="A bearer token, instead of the four.")] = None
-    request: Annotated[
-        HttpRequest | None, Meta(description="A signed HTTP request, instead of the five.")
-    ] = None
-    permissions: Annotated[
-        str | list[str] | None,
-        Meta(description="What the key must hold: an expression, or a list that is needed whole."),
-    ] = None
-    ip: Annotated[str | None, Meta(description="The address of whoever presented it.")] = None
-    cost: Annotated[
-        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
-        Meta(
-            description="How many requests it counts for in the key's rate limits; 1 if left out."
-        ),
-    ] = None
-    tags: Annotated[
-        Annotated[list[Tag], Meta(max_length=10)] | None, Meta(description="For the audit log.")
-    ] = None
-
-    def __repr__(self) -> str:
-        return f"Validation({self.key!r})"
-
-
-class Validations(Struct, forbid_unknown_fields=True):
-    """Many credentials."""
-
-    validations: Annotated[list[Validation], Meta(min_length=1, max_length=1000)]
-
-
-class RateLimitAnswer(Struct, gc=False):
-    """Of the key's limits the one that refused, else the one with the smallest share left."""
-
-    name: str
-    limit: int
-    window_seconds: int
-    remaining: Annotated[int, Meta(description="What could be taken right now.")]
-    reset_seconds: Annotated[int, Meta(description="Until it is full again, rounded up.")]
-    retry_after_seconds: Annotated[
-        int | None,
-        Meta(
-            description=(
-                "When to try again; null when it was allowed, or costs more than the limit ever"
-                " holds."
-            )
-        ),
-    ]
-
-
-class Answer(Struct, gc=False):
-    """What became of one credential. What is known of a key shows once its secret was proved."""
-
-    valid: bool
-    cached: Annotated[bool, Meta(description="Answered without I/O for the record.")]
-    reason: Annotated[Reason, Meta(description="`valid`, or why it was refused.")]
-    key_id: str | None
-    version: int | None
-    scheme: Annotated[
-        str | None,
-        Meta(
-            description=(
-                "`static` (its timestamp is not authenticated), `timestamped`, `request`, `bearer`."
-            )
-        ),
-    ]
-    metadata: Any
-    permissions: Sequence[str] | None
-    expires_at: str | None
-    rate_limit: Annotated[
-        RateLimitAnswer | None, Meta(description="Null when the key has no limits.")
-    ] = None
-    body_verified: Annotated[
-        bool | None,
-        Meta(description="Of a `request`: whether its body was compared with what was signed."),
-    ] = None
-
-
-class Answers(Struct):
-    """One answer per credential, in order."""
-
-    results: list[Answer]
-
+__all__ = ["decode", "validate", "validate_batch", "validate_now"]
 
 # Between so many of a batch others get their turn. The store and the nonces are asked once for
 # those that are judged at once.
@@ -202,7 +85,7 @@ def validate_batch(body: bytes, principal: Principal) -> Steps[Reply]:
     try:
         items = _decode_many(body).validations
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _misfit(error, body, Validations) from None
+        raise misfit(error, body, Validations) from None
     # All are read before any is judged: a body that misfits must not use up a nonce.
     batch: list[Presented] = []
     for i, item in enumerate(items):
@@ -231,22 +114,22 @@ def _read(body: bytes) -> Validation:
     try:
         return _decode_one(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _misfit(error, body, Validation) from None
+        raise misfit(error, body, Validation) from None
 
 
 def _present(item: Validation, principal: Principal, where: str) -> Presented:
     if item.token is None and item.request is None:
         if item.key is None:
-            raise _problem(f"{where}key", "it is missing (or send a token or request instead)")
+            raise unusable(f"{where}key", "it is missing (or send a token or request instead)")
         if item.signature is None:
-            raise _problem(f"{where}signature", "it is missing")
+            raise unusable(f"{where}signature", "it is missing")
     tags: tuple[str, ...] = ()
     if item.tags:
         tags = tuple(item.tags)
         if not "".join(tags).isprintable():
-            raise _problem(f"{where}tags", "printable characters are allowed")
+            raise unusable(f"{where}tags", "printable characters are allowed")
         if any(map(holds_a_secret, tags)):
-            raise _problem(f"{where}tags", "a secret or token must not stand in them")
+            raise unusable(f"{where}tags", "a secret or token must not stand in them")
     return present(
         item.key, item.signature, item.timestamp, item.nonce,
         token=item.token, request=None if item.request is None else asdict(item.request),
@@ -336,51 +219,3 @@ def _write_first(verdict: Verdict, limits: Sequence[RateLimit]) -> _Written:
     known = _Written(verdict.key, verdict.version, limits, whole, before, behind)
     _written[id(verdict.key)] = known
     return known
-
-
-_read_misfit: Final = re.compile(
-    r"(?P<told>.*?)(?: - at `\$\.?(?P<place>.*)`)?", re.DOTALL
-).fullmatch
-_read_name: Final = re.compile(
-    r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL
-).fullmatch
-
-
-def _misfit(error: Exception, body: bytes, shape: type[Struct]) -> ProblemError:
-    """Say what is wrong with a body that could not be decoded."""
-    if not isinstance(error, msgspec.ValidationError):
-        again = _misfit_of_constants(body, shape)
-        if again is None:
-            return ProblemError(400, "malformed", "The body is not JSON.")
-        error = again
-    found = _read_misfit(str(error))
-    told, place = (found["told"], found["place"] or "") if found else (str(error), "")
-    named = _read_name(told)
-    if named is not None:
-        place = f"{place}.{named[1][:64]}".lstrip(".")
-        told = "it is missing" if "missing" in told else "there is no such field"
-    return _problem(place or "body", told.replace("`", "").lower())
-
-
-def _misfit_of_constants(body: bytes, shape: type[Struct]) -> msgspec.ValidationError | None:
-    """``NaN`` and ``Infinity`` are no JSON, but many writers take them for numbers; whoever sends
-    one is told where it stands."""
-    met = []
-
-    def constant(name: str) -> float:
-        met.append(name)
-        return float(name)
-
-    try:
-        value = json.loads(body, parse_constant=constant)
-        if met:
-            msgspec.convert(value, shape)
-    except msgspec.ValidationError as error:
-        return error
-    except (ValueError, RecursionError):
-        return None
-    return None
-
-
-def _problem(field: str, told: str) -> ProblemError:
-    return ProblemError(422, Reason.MALFORMED.value, f"{field}: {told}", field=field)

@@ -8,9 +8,9 @@ import msgspec
 
 from api_key_manager.server.errors import PROBLEM_TYPE
 from api_key_manager.server.examples import EXAMPLES
-from api_key_manager.server.hot import Answer, Answers, Validation, Validations
 from api_key_manager.server.refusals import REFUSALS, refusals_of
 from api_key_manager.server.schemas import ID_SCHEMA, Problem
+from api_key_manager.server.shapes import Answer, Answers, Validation, Validations
 
 __all__ = ["complete"]
 
