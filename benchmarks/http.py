@@ -156,7 +156,8 @@ def load(target: Target, seconds: int, script: Path, delay_ms: float = 0) -> Non
     before = _cpu_seconds(target.pid)
     told = subprocess.run(
         _pinned(
-            ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), target.url],
+            # Two threads: one alone sleeps between answers, and waking it costs the server.
+            ["wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), target.url],
             CORES[1:] or CORES,
         ),
         capture_output=True, text=True, check=True,
@@ -302,6 +303,7 @@ def _show_half(rows: list[Target], script: Path) -> bool:
     """The latency under half of the load that it can bear."""
     row = next(row for row in rows if row.name == "ours: /v1/validate, signed")
     peak = row.rate
+    time.sleep(3)  # until what the row before has left is written
     row.p99.clear()
     row.rates.clear()
     # Each connection waits so long between requests that all of them make half of the peak.

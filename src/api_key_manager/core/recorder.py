@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ _UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
 _PIECE = 2048
+_PLENTY = 1024
 _FOLDED_SHARE = 4
 
 
@@ -97,6 +99,7 @@ class Recorder:
         self._flushing = asyncio.Lock()
         self._reserved = self._landing = self.refused = 0
         self._room = asyncio.Event()
+        self._plenty = asyncio.Event()
         self._under_way: tuple[asyncio.Future[None], list[AuditEvent], dict[str, Use]] | None = None
         self._making_room: asyncio.Task[bool] | None = None
 
@@ -136,6 +139,8 @@ class Recorder:
         # Not by its name: the class would take twice as long for the same.
         event = (at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json, 1)
         self._events.append(_new(AuditEvent, event))
+        if len(self._events) == _PLENTY:
+            self._plenty.set()
 
     def note_use(self, key_id: str, now: float) -> None:
         """Note that a key was used, without an event."""
@@ -172,6 +177,18 @@ class Recorder:
         """A use that may not have reached the store yet."""
         at = self._used.get(key_id)
         return None if at is None else Use(at, self._used_static.get(key_id))
+
+    async def plenty(self, patience: float) -> None:
+        """Wait until so much waits that it is worth writing, at most ``patience`` seconds.
+
+        Little and often, since the writer takes its time from the loop: a large piece would be a
+        pause that callers feel.
+        """
+        self._plenty.clear()
+        if len(self._events) < _PLENTY:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._plenty.wait()
 
     async def flush(self, now: float, *, uses: bool = False, whole: bool = True) -> None:
         """Write what waits.

@@ -36,7 +36,7 @@ T = TypeVar("T")
 _LEAST_VERSION = (3, 35, 0)
 _BUSY_SECONDS = 5.0
 _GROUP = 1000
-_MOST_ROWS = 2048
+_MOST_ROWS = 256
 
 
 class _Job:

@@ -104,6 +104,12 @@ class Deployment:
         else:
             self._audit_problem = None
 
+    async def keep_flushing(self) -> None:
+        """The same again and again: every ``AUDIT_FLUSH_SECONDS``, or as soon as much waits."""
+        while True:
+            await self.flush()
+            await self.manager.recorder.plenty(self.settings.AUDIT_FLUSH_SECONDS)
+
     async def sweep(self) -> None:
         """Make ends that have passed permanent."""
         try:
@@ -324,7 +330,7 @@ def _start(deployment: Deployment) -> None:
     if observing.publishes:
         step = partial(publish, keys=observing.sends)
         supervisor.start("metrics", every(_PUBLISH_SECONDS, step))
-    supervisor.start("audit", every(settings.AUDIT_FLUSH_SECONDS, deployment.flush))
+    supervisor.start("audit", deployment.keep_flushing)
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
 
 
