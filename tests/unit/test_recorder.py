@@ -360,3 +360,25 @@ async def test_a_cancelled_flush_is_finished_by_the_next_one():
     assert recorder.depth == 1
     await recorder.flush(NOW)
     assert len(store.find_audit_now(AuditQuery()).items) == 1
+
+
+async def test_plenty_does_not_wait():
+    """Whoever writes the log is woken when much waits, and else when its patience ends."""
+    recorder = Recorder(MemoryStore())
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    await recorder.plenty(0.05)
+    assert loop.time() - begun >= 0.04
+    waiting = asyncio.create_task(recorder.plenty(30))
+    for _ in range(1023):
+        recorder.note(asked(), accepted(), NOW)
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    recorder.note(asked(), accepted(), NOW)
+    await asyncio.wait_for(waiting, 5)
+    # Also what was there before.
+    await asyncio.wait_for(recorder.plenty(30), 5)
+    await recorder.flush(NOW)
+    begun = loop.time()
+    await recorder.plenty(0.05)
+    assert loop.time() - begun >= 0.04
