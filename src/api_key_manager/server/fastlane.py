@@ -17,12 +17,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from api_key_manager.server.exchange import JSON, Reply
-from api_key_manager.server.front import COMMON, VISIT
 from api_key_manager.server.protocol import BoundedProtocol
+from api_key_manager.server.responses import COMMON
+from api_key_manager.server.visits import VISIT
 
 if TYPE_CHECKING:
     from api_key_manager.server.errors import Headers, ProblemError
-    from api_key_manager.server.front import Front, Visit
+    from api_key_manager.server.front import Front
+    from api_key_manager.server.visits import Visit
 
 __all__ = ["FastProtocol"]
 

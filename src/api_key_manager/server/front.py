@@ -22,7 +22,7 @@ from api_key_manager.server.errors import PROBLEM_TYPE, ProblemError, problem_of
 from api_key_manager.server.exchange import Exchange, Reply, Request, Steps
 from api_key_manager.server.hot import validate, validate_now
 from api_key_manager.server.principal import PRINCIPAL
-from api_key_manager.server.responses import COMMON, Response
+from api_key_manager.server.responses import Response
 from api_key_manager.server.routes import Routes
 from api_key_manager.server.visits import VISIT, Outcome, Pass, Visit, new_id, read_head
 from api_key_manager.telemetry.logs import request_id as logged_id
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.telemetry.numbers import Meter
 
-__all__ = ["COMMON", "REQUEST_ID", "VISIT", "Front", "Visit"]
+__all__ = ["REQUEST_ID", "Front"]
 
 REQUEST_ID: Final = "akm.request_id"
 
