@@ -20,7 +20,7 @@ from api_key_manager.server.auth import Door
 from api_key_manager.server.bodies import ClientGoneError, json_body, read_body, replay
 from api_key_manager.server.errors import PROBLEM_TYPE, ProblemError, problem_of
 from api_key_manager.server.exchange import Exchange, Reply, Request, Steps
-from api_key_manager.server.hot import validate, validate_now
+from api_key_manager.server.hot import validate, validate_now, validate_read
 from api_key_manager.server.principal import PRINCIPAL
 from api_key_manager.server.responses import Response
 from api_key_manager.server.routes import Routes
@@ -102,18 +102,20 @@ class Front:
                 return request_id, None
             principal = admission.principal
             if hot is validate:
-                # Nearly all there is. The exchange would do the same, in more steps.
                 try:
-                    answer = validate_now(manager, body, principal, request_id, now)
+                    read = validate_now(manager, body, principal, request_id, now)
                 except Exception as error:
                     problem = self._problem(error, request.with_id(request_id))
                     self._answered(before, problem.status, began)
                     return request_id, problem
-                if answer is not None:
+                if isinstance(read, bytes):
                     self._answered(before, 200, began)
-                    return request_id, answer
+                    return request_id, read
+                steps = validate_read(read)
+            else:
+                steps = hot(body, principal.anew(request_id))
             visit = Visit(request.with_id(request_id), None, hot, admission)
-            visit.exchange = Exchange(manager, hot(body, principal.anew(request_id)), body, now)
+            visit.exchange = Exchange(manager, steps, body, now)
         visit.began, visit.taken = began, before.taken
         return request_id, self.advance(visit) or visit
 

@@ -17,7 +17,7 @@ from api_key_manager.core.limits import Decision, RateLimit, whole_seconds
 from api_key_manager.core.models import ApiKey, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
-from api_key_manager.server.exchange import Need, Reply, Steps
+from api_key_manager.server.exchange import Need, Reply, Steps, judged
 from api_key_manager.server.misfits import misfit, unusable
 from api_key_manager.server.principal import Principal
 from api_key_manager.server.shapes import (
@@ -31,7 +31,7 @@ from api_key_manager.server.shapes import (
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
 
-__all__ = ["decode", "validate", "validate_batch", "validate_now"]
+__all__ = ["decode", "validate", "validate_batch", "validate_now", "validate_read"]
 
 # Between so many of a batch others get their turn. The store and the nonces are asked once for
 # those that are judged at once.
@@ -44,15 +44,20 @@ _encode = msgspec.json.Encoder().encode
 
 def validate(body: bytes, principal: Principal) -> Steps[Reply]:
     """One credential: from the body to the answer. A body that misfits is a ``ProblemError``."""
-    verdicts: list[Verdict] = yield (decode(body, principal),)
-    return Reply(_encode(_answer(verdicts[0])))
+    return (yield from validate_read(decode(body, principal)))
+
+
+def validate_read(presented: Presented) -> Steps[Reply]:
+    """The same, of a credential that was read."""
+    verdict = yield from judged(presented)
+    return Reply(_encode(_answer(verdict)))
 
 
 def validate_now(
     manager: KeyManager, body: bytes, principal: Principal, request_id: str, now: float
-) -> bytes | None:
-    """What :func:`validate` answers to a principal who asks once more, if that needs no I/O; else
-    nothing has been done.
+) -> bytes | Presented:
+    """The body of what :func:`validate` answers to a principal who asks once more, if it is the
+    usual one; else the credential, read and nothing more, for :func:`validate_read`.
 
     Raises:
         ProblemError: as :func:`validate`.
@@ -76,8 +81,7 @@ def validate_now(
         )  # fmt: skip
         if accepted is not None:
             return _write_accepted(accepted)
-    verdict = manager.verify_now(_present(item, principal.anew(request_id), ""), now)
-    return None if verdict is None else _encode(_answer(verdict))
+    return _present(item, principal.anew(request_id), "")
 
 
 def validate_batch(body: bytes, principal: Principal) -> Steps[Reply]:
