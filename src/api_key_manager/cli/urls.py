@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from api_key_manager.cli.errors import MISUSE, Failure
+from api_key_manager.client import paths
+from api_key_manager.core.exceptions import ValidationError
 
 __all__ = ["check_url"]
 
@@ -15,13 +15,7 @@ def check_url(url: str) -> str:
     Raises:
         Failure: no URL of a server; one with a password too, which does not belong there.
     """
-    message = "--url: http:// or https:// with a host, without user name and query"
     try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises when it is no number
-    except ValueError:
-        raise Failure(message, MISUSE) from None
-    fits = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-    if not fits or parts.query or parts.fragment or not url.isprintable() or " " in url:
-        raise Failure(message, MISUSE)
-    return url.rstrip("/")
+        return paths.check_url(url)
+    except ValidationError as error:
+        raise Failure(f"--{error}", MISUSE) from None

@@ -8,6 +8,7 @@ import asyncio
 import functools
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
@@ -50,7 +51,7 @@ class _Body:
             raise httpx.ReadTimeout("the deadline has passed")
 
 
-class _Face(Generic[Transport]):
+class _Face(ABC, Generic[Transport]):
     """What both are made from.
 
     Args:
@@ -94,8 +95,9 @@ class _Face(Generic[Transport]):
         }
         self._open(options)
 
+    @abstractmethod
     def _open(self, options: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Make the httpx client."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._url!r})"

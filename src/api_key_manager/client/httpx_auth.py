@@ -48,8 +48,7 @@ class HttpxSignature(httpx.Auth):
         clock: Callable[[], float] = time.time,
         nonce: Callable[[], str] | None = None,
     ) -> None:
-        more = {} if nonce is None else {"nonce": nonce}
-        self._signer = Signer(key_id, secret, clock, **more)
+        self._signer = Signer(key_id, secret, clock, nonce)
 
     def __repr__(self) -> str:
         return f"HttpxSignature({self._signer.key_id!r})"

@@ -56,8 +56,7 @@ class RequestsSignature(AuthBase):
         clock: Callable[[], float] = time.time,
         nonce: Callable[[], str] | None = None,
     ) -> None:
-        more = {} if nonce is None else {"nonce": nonce}
-        self._signer = Signer(key_id, secret, clock, **more)
+        self._signer = Signer(key_id, secret, clock, nonce)
 
     def __repr__(self) -> str:
         return f"RequestsSignature({self._signer.key_id!r})"

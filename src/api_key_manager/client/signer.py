@@ -40,14 +40,14 @@ class Signer:
         key_id: str,
         secret: str,
         clock: Callable[[], float] = time.time,
-        nonce: Callable[[], str] = _random_nonce,
+        nonce: Callable[[], str] | None = None,
     ) -> None:
         self.key_id = check_key_id(key_id)
         if secret_bytes(secret) is None:
             raise ValidationError("secret: text of 1 to 1024 bytes is allowed")
         self._secret = secret
         self._clock = clock
-        self._nonce = nonce
+        self._nonce = nonce or _random_nonce
 
     def __repr__(self) -> str:
         return f"Signer({self.key_id!r})"

@@ -99,21 +99,20 @@ class Decision(NamedTuple):
     def left_of_only(self) -> tuple[int, int]:
         """Of the only limit what could be taken right now, and the whole seconds until it is full
         again, rounded up: :attr:`deciding` without anything else."""
-        _, limit, window_seconds = self.limits[0]
-        window = window_seconds * _MICROSECONDS
-        taken = self.arrivals[0] - self.now * limit
-        if taken < 0:
-            taken = 0
-        return (window * limit - taken) // window, -(-taken // (limit * _MICROSECONDS))
+        rate = self.limits[0]
+        left, taken = self._left(rate, self.arrivals[0])
+        return left, -(-taken // (rate.limit * _MICROSECONDS))
 
     def _state(self, rate: RateLimit, arrival: int) -> LimitState:
-        name, limit, window_seconds = rate
+        left, taken = self._left(rate, arrival)
+        return LimitState(*rate, left, -(-taken // rate.limit) / _MICROSECONDS)
+
+    def _left(self, rate: RateLimit, arrival: int) -> tuple[int, int]:
+        """What could be taken right now, and the ticks that have been taken."""
+        _, limit, window_seconds = rate
         window = window_seconds * _MICROSECONDS
-        taken = arrival - self.now * limit
-        if taken < 0:
-            taken = 0
-        reset = -(-taken // limit) / _MICROSECONDS
-        return LimitState(name, limit, window_seconds, (window * limit - taken) // window, reset)
+        taken = max(0, arrival - self.now * limit)
+        return (window * limit - taken) // window, taken
 
 
 def decide(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from api_key_manager.core.addresses import Network, allowed, networks
 from api_key_manager.core.exceptions import EncryptionError, Reason
@@ -83,7 +83,7 @@ class OpenKey:
 
     __slots__ = (
         "_address_rules", "_make_ready", "_ready", "_valid", "decoy", "next_end", "plain",
-        "record", "strength",
+        "record", "strength", "written",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +111,8 @@ class OpenKey:
         self._ready: dict[Kind, tuple[OpenVersion, ...]] = {}
         self._address_rules: tuple[Network, ...] | None = None
         self._valid: dict[tuple[int, Scheme], Verdict] = {}
+        # By version, how a face wrote an acceptance: gone with the record that it tells of.
+        self.written: dict[int | None, Any] = {}
 
     def __repr__(self) -> str:
         return f"OpenKey({self.record.key_id!r})"

@@ -130,9 +130,9 @@ class Verifier:
         *,
         actor: str | None,
         request_id: str | None,
-    ) -> Verdict | None:
-        """The verdict of :meth:`verify_now` on a timestamped signature of a key of the default
-        realm, with no nonce, address, permissions or tags, if that is ``valid``.
+    ) -> tuple[OpenKey, Verdict] | None:
+        """The key and the verdict of :meth:`verify_now` on a timestamped signature of a key of the
+        default realm, with no nonce, address, permissions or tags, if that is ``valid``.
 
         Nearly all are such, and get it at half of the price: nothing is read that is not there.
 
@@ -162,7 +162,7 @@ class Verifier:
         recorder.note_valid(
             key_id, actor, None, request_id, detail_of("timestamped", verdict.version), now
         )
-        return verdict
+        return key, verdict
 
     def _limits_of(self, record: ApiKey) -> tuple[RateLimit, ...]:
         if record.rate_limits or record.realm == ADMIN_REALM:

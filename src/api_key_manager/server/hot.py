@@ -6,15 +6,15 @@ values that cannot be used are a verdict, ``malformed``, like any other refusal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import Raw
 from msgspec.structs import asdict
 
-from api_key_manager.core.limits import Decision, RateLimit, whole_seconds
-from api_key_manager.core.models import ApiKey, Verdict
+from api_key_manager.core.limits import Decision, whole_seconds
+from api_key_manager.core.models import Verdict
+from api_key_manager.core.policy import OpenKey
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.exchange import Need, Reply, Steps, judged
@@ -80,7 +80,7 @@ def validate_now(
             actor=principal.id, request_id=request_id,
         )  # fmt: skip
         if accepted is not None:
-            return _write_accepted(accepted)
+            return _write_accepted(*accepted)
     return _present(item, principal.anew(request_id), "")
 
 
@@ -174,9 +174,6 @@ def _rate_limit(decision: Decision) -> RateLimitAnswer:
 class _Written(NamedTuple):
     """An acceptance as it was written, for the next one of the same record and version."""
 
-    key: ApiKey | None
-    version: int | None
-    limits: Sequence[RateLimit]
     whole: bytes
     """Without limits."""
     before: bytes
@@ -184,42 +181,28 @@ class _Written(NamedTuple):
     behind: bytes
 
 
-_MOST_WRITTEN: Final = 4096
-_written: Final[dict[int, _Written]] = {}
 _NO_LIMIT: Final = b'"rate_limit":null'
 
 
-def _write_accepted(verdict: Verdict) -> bytes:
+def _write_accepted(key: OpenKey, verdict: Verdict) -> bytes:
     """An acceptance. All but what is left of its limits stays as long as its record does."""
-    key, decision = verdict.key, verdict.rate_limit
-    limits = () if decision is None else decision.limits
-    known = _written.get(id(key))
-    # A record that is kept here keeps its identity for itself.
-    if (
-        known is None
-        or known.key is not key
-        or known.version != verdict.version
-        or known.limits is not limits
-    ):
-        known = _write_first(verdict, limits)
+    version, decision = verdict.version, verdict.rate_limit
+    known: _Written | None = key.written.get(version)
+    if known is None:
+        known = key.written[version] = _write_first(verdict)
     if decision is None:
         return known.whole
-    if len(limits) > 1:
+    if len(decision.limits) > 1:
         return _encode(_answer(verdict))
     return b'%b%d,"reset_seconds":%d%b' % (known.before, *decision.left_of_only(), known.behind)
 
 
-def _write_first(verdict: Verdict, limits: Sequence[RateLimit]) -> _Written:
-    if len(_written) >= _MOST_WRITTEN:
-        _written.clear()
+def _write_first(verdict: Verdict) -> _Written:
     whole = _encode(_answer(verdict._replace(rate_limit=None)))
-    before = behind = b""
-    if len(limits) == 1:
-        name, limit, window_seconds = limits[0]
-        head, _, tail = whole.rpartition(_NO_LIMIT)
-        empty = _encode(RateLimitAnswer(name, limit, window_seconds, 0, 0, None))
-        start, _, end = empty.partition(b'0,"reset_seconds":0')
-        before, behind = head + b'"rate_limit":' + start, end + tail
-    known = _Written(verdict.key, verdict.version, limits, whole, before, behind)
-    _written[id(verdict.key)] = known
-    return known
+    if verdict.rate_limit is None:
+        return _Written(whole, b"", b"")
+    name, limit, window_seconds = verdict.rate_limit.limits[0]
+    head, _, tail = whole.rpartition(_NO_LIMIT)
+    empty = _encode(RateLimitAnswer(name, limit, window_seconds, 0, 0, None))
+    start, _, end = empty.partition(b'0,"reset_seconds":0')
+    return _Written(whole, head + b'"rate_limit":' + start, end + tail)
