@@ -26,9 +26,10 @@ from api_key_manager.client import (
 from api_key_manager.client.errors import error_of
 from api_key_manager.client.exchange import Answer, Call, Lost, Repeat, Send, call
 from api_key_manager.client.operations import Operations
-from api_key_manager.client.paths import check_url, key_path, members
+from api_key_manager.client.paths import key_path, members
 from api_key_manager.core import exceptions
 from api_key_manager.core.exceptions import OUTCOMES, Reason, ValidationError
+from api_key_manager.core.urls import check_url
 
 WHERE = "https://keys.example"
 

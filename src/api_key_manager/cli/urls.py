@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api_key_manager.cli.errors import MISUSE, Failure
-from api_key_manager.client import paths
+from api_key_manager.core import urls
 from api_key_manager.core.exceptions import ValidationError
 
 __all__ = ["check_url"]
@@ -16,6 +16,6 @@ def check_url(url: str) -> str:
         Failure: no URL of a server; one with a password too, which does not belong there.
     """
     try:
-        return paths.check_url(url)
+        return urls.check_url(url)
     except ValidationError as error:
         raise Failure(f"--{error}", MISUSE) from None

@@ -16,8 +16,8 @@ import httpx
 
 from api_key_manager.client.exchange import Answer, Lost, Operation, Outcome, Retries, Send, strange
 from api_key_manager.client.operations import Listing, Operations
-from api_key_manager.client.paths import check_url
 from api_key_manager.core.exceptions import ValidationError
+from api_key_manager.core.urls import check_url
 
 __all__ = ["LOOPBACK", "AsyncClient", "Client"]
 

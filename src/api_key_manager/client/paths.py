@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.tokens import check_key_id
 
-__all__ = ["check_url", "key_path", "members"]
+__all__ = ["key_path", "members"]
 
 
 def key_path(key_id: str, rest: str = "", *, under: str = "keys") -> str:
@@ -24,24 +24,6 @@ def key_path(key_id: str, rest: str = "", *, under: str = "keys") -> str:
     if set(segment) == {"."}:
         segment = segment.replace(".", "%2E")
     return f"/v1/{under}/{segment}{rest}"
-
-
-def check_url(url: str) -> str:
-    """The URL of a server without a slash at its end.
-
-    Raises:
-        ValidationError: no URL of a server; one with a password too, which does not belong there.
-    """
-    message = "url: http:// or https:// with a host, without user name and query"
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises when it is no number
-    except ValueError:
-        raise ValidationError(message) from None
-    fits = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-    if not fits or parts.query or parts.fragment or not url.isprintable() or " " in url:
-        raise ValidationError(message)
-    return url.rstrip("/")
 
 
 def members(given: Mapping[str, Any]) -> dict[str, Any]:
