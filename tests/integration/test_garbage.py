@@ -249,7 +249,7 @@ def sizes(place: Place) -> dict[str, int]:
         "cache": len(records.cache.map),
         "flights": len(records._flights),
         "changed": len(records._changed),
-        "limits": len(verifier._limiter),  # type: ignore[arg-type]
+        "limits": len(verifier._limiter),
         "uses": len(recorder._used) + len(recorder._used_static),
         "reasons": len(manager.tally.validations()) + len(manager.tally.refused_admin_tokens()),
         "series": len(place.deployment.observing.meter.requests),

@@ -110,7 +110,7 @@ async def test_unknown_scope(manager: KeyManager):
     """A kind of connection that cannot be checked does not pass."""
     app = App()
     with pytest.raises(RuntimeError, match="cannot be checked"):
-        await ApiKeyMiddleware(app.asgi, manager=manager)({"type": "new"}, None, None)  # type: ignore[arg-type]
+        await ApiKeyMiddleware(app.asgi, manager=manager)({"type": "new"}, None, None)
     assert app.calls == []
 
 

@@ -155,7 +155,7 @@ def test_cannot_be_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture):
 def test_wrong_manager():
     """What is no manager is refused at once."""
     with pytest.raises(ConfigurationError, match=r"^manager: "):
-        ApiKeyMiddleware(App().wsgi, manager="sqlite:///keys.db")  # type: ignore[arg-type]
+        ApiKeyMiddleware(App().wsgi, manager="sqlite:///keys.db")
 
 
 PROGRAM = """

@@ -180,7 +180,7 @@ def test_links(document: dict[str, Any]):
 async def test_not_ready_is_told():
     """A node that is not ready answers as the document says."""
     async with serving() as api:
-        api.deployment.supervisor.problems = lambda: ["a task died"]  # type: ignore[method-assign]
+        api.deployment.supervisor.problems = lambda: ["a task died"]
         document = (await api("GET", "/openapi.json")).json()
         answer = await api("GET", "/readyz", token=None)
         assert answer.status_code == 503
