@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One redis-server for all tests that leave it running; see `redis_at`."""
+    from tests.integration.redis_servers import redis_server
+
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_at(shared_redis: Any) -> Any:
+    """The same, empty."""
+    shared_redis("FLUSHALL")
+    return shared_redis
 
 
 @pytest.fixture(scope="session")

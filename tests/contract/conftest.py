@@ -11,11 +11,11 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api_key_manager.connections.redis import Redis
 from api_key_manager.core import AsyncAPIKeyValidator, KeyManager
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.memory import (
@@ -25,11 +25,18 @@ from api_key_manager.core.memory import (
     MemoryStore,
 )
 from api_key_manager.core.models import canonical_json
-from api_key_manager.core.ports import EmbeddedStore, IdempotencyStore, NonceStore, SecretBox
+from api_key_manager.core.ports import (
+    EmbeddedStore,
+    IdempotencyStore,
+    NonceStore,
+    RateLimiter,
+    SecretBox,
+)
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
 from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, upgrade
+from tests.redis_clock import TimedLimiter, TimedNonceStore
 
 
 @dataclass
@@ -47,6 +54,8 @@ class Backend:
     birth: float
     edit: Callable[..., None]
     persistent: bool = True
+    limiter: Callable[[], RateLimiter] | None = None
+    """Makes one; without it there is one in memory."""
 
     def due(self, ends: dict[str, Any]) -> dict[str, Any]:
         """An end as an editor would set it, with the column beside it where the sweeper looks."""
@@ -54,7 +63,8 @@ class Backend:
 
 
 @asynccontextmanager
-async def in_memory(_: Path, now: float) -> AsyncIterator[Backend]:
+async def in_memory(_: Any, clock: Any) -> AsyncIterator[Backend]:
+    now = clock.now
     requests = MemoryIdempotency()
     nonces: dict[tuple, NonceStore] = {}
 
@@ -69,8 +79,8 @@ async def in_memory(_: Path, now: float) -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def on_sqlite(folder: Path, now: float) -> AsyncIterator[Backend]:
-    path = folder / "akm.db"
+async def on_sqlite(request: Any, clock: Any) -> AsyncIterator[Backend]:
+    path = request.getfixturevalue("tmp_path") / "akm.db"
     await asyncio.to_thread(upgrade, path)
     driver = SqliteDriver(path)
     store, master = SqlStore(driver), MasterKey(bytes(range(32)), "the test")
@@ -87,19 +97,36 @@ async def on_sqlite(folder: Path, now: float) -> AsyncIterator[Backend]:
     await store.close()
 
 
-BACKENDS = {"memory": in_memory, "sqlite": on_sqlite}
+@asynccontextmanager
+async def with_redis(request: Any, clock: Any) -> AsyncIterator[Backend]:
+    """Keys in memory; nonces and rate limits in a Redis that takes the test's clock for its own."""
+    redis = Redis(request.getfixturevalue("redis_at").url, timeout=10)
+    async with in_memory(request, clock) as backend:
+        first = TimedNonceStore(redis, "akm", clock)
+        await first.prepare()
+        assert first.birth is not None
+        backend.nonces = lambda *limit: TimedNonceStore(redis, "akm", clock, *limit)
+        backend.birth = first.birth
+        backend.limiter = lambda: TimedLimiter(redis, "akm", clock)
+        yield backend
+    await redis.close()
+
+
+BACKENDS = {"memory": in_memory, "sqlite": on_sqlite, "redis": with_redis}
 
 
 @pytest.fixture(params=BACKENDS)
-async def backend(request, tmp_path, clock) -> AsyncIterator[Backend]:
-    async with BACKENDS[request.param](tmp_path, clock.now) as opened:
+async def backend(request, clock) -> AsyncIterator[Backend]:
+    async with BACKENDS[request.param](request, clock) as opened:
         # A database is as old as its file: time starts with it.
         clock.now = float(math.ceil(opened.birth))
         yield opened
 
 
-def make_limiter(clock: Any) -> MemoryLimiter:
+def make_limiter(backend: Backend, clock: Any) -> RateLimiter:
     """A limiter whose time is the test's."""
+    if backend.limiter is not None:
+        return backend.limiter()
     return MemoryLimiter(clock=lambda: round(clock() * 1e9))
 
 
@@ -122,7 +149,7 @@ def make_manager(
         cache=RecordCache(1000, 300, owned=True),
         recorder=Recorder(store),
         background=True,
-        **{"limiter": make_limiter(clock), **(options or {})},
+        **{"limiter": make_limiter(backend, clock), **(options or {})},
     )
 
 
@@ -145,5 +172,5 @@ def either_manager(request, backend, clock) -> KeyManager:
     validator = AsyncAPIKeyValidator(clock=clock)
     return KeyManager(
         validator, store=backend.store, box=backend.box, nonces=backend.nonces(),
-        limiter=make_limiter(clock),
+        limiter=make_limiter(backend, clock),
     )  # fmt: skip
