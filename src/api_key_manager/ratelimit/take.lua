@@ -38,8 +38,9 @@ for _, key in ipairs(KEYS) do
     local limit, window = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
     local arrival = known[ARGV[a]] or {0, 0}
     changed = changed or order[i] ~= ARGV[a]
-    -- Only a clock that went back can leave more than a window ahead of it.
-    if arrival[1] >= now + window then arrival = {now + window, 0} end
+    -- Only a clock that went back can leave more than a window ahead of it. What is taken off is
+    -- written down also after a refusal, else it would never come nearer.
+    if arrival[1] > now + window then arrival, changed = {now + window, 0}, true end
     before[i] = arrival
     local whole, rest = arrival[1], arrival[2]
     if whole < now then whole, rest = now, 0 end
