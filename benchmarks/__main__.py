@@ -1,6 +1,6 @@
 """Run the benchmarks: all, or those named.
 
-python -m benchmarks [inprocess] [peers] [startup] [http] [soak]
+python -m benchmarks [inprocess] [peers] [startup] [http] [soak] [redis]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import http, inprocess, peers, soak, startup
+from benchmarks import http, inprocess, peers, redis, soak, startup
 
 SECTIONS = {
     "inprocess": inprocess.run,
@@ -21,9 +21,10 @@ SECTIONS = {
     "peers": peers.run,
     "http": http.run,
     "soak": soak.run,
+    "redis": redis.run,
 }
-# Needs nginx and wrk.
-ON_DEMAND = {"http", "soak"}
+# Needs nginx and wrk, or redis-server.
+ON_DEMAND = {"http", "soak", "redis"}
 
 
 def main() -> int:
