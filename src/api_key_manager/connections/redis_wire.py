@@ -171,8 +171,13 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(packed)
 
-    def drop(self, why: str) -> None:
-        """End it at once; whoever waits fails."""
+    def drop(self, why: str, *, broken: bool = False) -> None:
+        """End it at once; whoever waits fails.
+
+        Args:
+            why: in words.
+            broken: a failure also if nobody waits.
+        """
         if self._transport is not None:
             self._transport.abort()
         if self.lost.done():
@@ -180,8 +185,8 @@ class Wire(asyncio.Protocol):
         self.lost.set_result(None)
         if self._watch is not None:
             self._watch.cancel()
-        waited = not self.ready.done()
-        if waited:
+        waited = broken or not self.ready.done()
+        if not self.ready.done():
             self.ready.set_exception(StorageError(f"Redis: {why}"))
             self.ready.exception()  # Nobody may be looking.
         for future, _ in self._waiting:
@@ -267,7 +272,7 @@ class Wire(asyncio.Protocol):
                 elif self._hear is not None:
                     self._hear(answer)
                 elif not self._waiting:
-                    self.drop("an answer to no question")
+                    self.drop("an answer to no question", broken=True)
                 else:
                     future, _ = self._waiting.popleft()
                     if type(answer) is refusal:
@@ -279,7 +284,7 @@ class Wire(asyncio.Protocol):
                 if self.lost.done():
                     return
         except hiredis.ProtocolError:
-            self.drop("what answers there does not speak its protocol")
+            self.drop("what answers there does not speak its protocol", broken=True)
             return
         if good:
             self._owner.answered()
