@@ -50,8 +50,9 @@ _MEANINGS: Final = {
     "BUSY": "a script of somebody's is holding it up",
 }
 _AWAY: Final = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "BUSY"})
-# Redis 6.2 puts what went wrong in a script behind the script's own error.
+# What went wrong in a script stands behind the script's own error, in some versions as a sentence.
 _INNER: Final = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
+_FORBIDDEN: Final = re.compile("ACL failure in script|user executing the script can't")
 
 
 class RedisReplyError(StorageError):
@@ -63,8 +64,11 @@ class RedisReplyError(StorageError):
     def __init__(self, error: Exception) -> None:
         text = str(error)
         code = text.split(" ", 1)[0][:32]
-        if code == "ERR" and "script" in text and (inner := _INNER.search(text)):
-            code = inner[1]
+        if code == "ERR" and "script" in text:
+            if inner := _INNER.search(text):
+                code = inner[1]
+            elif _FORBIDDEN.search(text):
+                code = "NOPERM"
         self.code = code if re.fullmatch("[A-Z]+", code) else "ERR"
         meaning = _MEANINGS.get(self.code)
         super().__init__(f"Redis refuses with {self.code}{f': {meaning}' if meaning else ''}")
