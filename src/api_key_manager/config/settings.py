@@ -249,7 +249,8 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
             raise ValueError(
                 f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
-                " count for themselves: set REDIS_URL, or use WORKERS=1, or RATE_LIMIT_ENABLED=false"
+                " count for themselves: set REDIS_URL, or use WORKERS=1, or"
+                " RATE_LIMIT_ENABLED=false"
             )
         return self
 
