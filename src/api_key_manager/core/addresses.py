@@ -22,6 +22,7 @@ __all__ = [
     "allowed",
     "check_allowlist",
     "client_address",
+    "host_network",
     "networks",
     "parse_address",
     "vicinity",
@@ -93,12 +94,23 @@ def allowed(address: Address | None, allowlist: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in allowlist)
 
 
+@lru_cache(maxsize=4096)
 def vicinity(text: str | None) -> str | None:
-    """The network an address is counted under: IPv4 /24, IPv6 /56."""
+    """The network that an address's events are told under: IPv4 /24, IPv6 /56."""
+    return _network_of(text, 24, 56)
+
+
+@lru_cache(maxsize=4096)
+def host_network(text: str | None) -> str | None:
+    """The network that one host has to itself: an IPv4 address, an IPv6 /64 (RFC 4291, 2.5.4)."""
+    return _network_of(text, 32, 64)
+
+
+def _network_of(text: str | None, bits_of_4: int, bits_of_6: int) -> str | None:
     address = parse_address(text) if text else None
     if address is None:
         return None
-    bits = 24 if address.version == 4 else 56
+    bits = bits_of_4 if address.version == 4 else bits_of_6
     return str(ip_network(f"{address}/{bits}", strict=False))
 
 

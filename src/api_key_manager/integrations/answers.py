@@ -20,6 +20,7 @@ __all__ = [
     "problem",
     "refusal",
     "too_large",
+    "too_many_failures",
     "unauthorized",
     "unavailable",
 ]
@@ -78,6 +79,16 @@ def unauthorized() -> Answer:
     )
 
 
+def too_many_failures(wait: int) -> Answer:
+    """Instead of a 401, whatever that was for; ``wait`` in seconds."""
+    return problem(
+        429,
+        Reason.RATE_LIMITED.value,
+        "Too many refused credentials came from this address.",
+        [(b"retry-after", b"%d" % wait)],
+    )
+
+
 def unavailable() -> Answer:
     """It cannot be told right now; why is in the log."""
     return problem(
@@ -102,8 +113,15 @@ def limited(decision: Decision) -> Answer:
     return problem(429, Reason.RATE_LIMITED.value, detail, headers)
 
 
-def refusal(verdict: Verdict) -> Answer:
-    """What the sender of a refused credential is told; all 401s are the same bytes."""
+def refusal(verdict: Verdict, wait: int = 0) -> Answer:
+    """What the sender of a refused credential is told; all 401s are the same bytes.
+
+    Args:
+        verdict: why it is refused.
+        wait: what :meth:`.KeyManager.wait_after` said.
+    """
+    if wait:
+        return too_many_failures(wait)
     reason = verdict.reason
     status = OUTCOMES[reason].status
     if status == 401:

@@ -38,6 +38,7 @@ __all__ = [
     "ProblemError",
     "forbidden",
     "problem_of",
+    "too_many_failures",
     "unauthorized",
     "unavailable",
 ]
@@ -101,6 +102,16 @@ def unauthorized() -> ProblemError:
         "unauthorized",
         "An admin token is needed: Authorization: Bearer <token>.",
         headers=[(b"www-authenticate", b"Bearer")],
+    )
+
+
+def too_many_failures(wait: int) -> ProblemError:
+    """Instead of a 401, whatever that was for; ``wait`` in seconds."""
+    return ProblemError(
+        429,
+        Reason.RATE_LIMITED.value,
+        "Too many refused credentials came from this address.",
+        headers=[(b"retry-after", b"%d" % wait)],
     )
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from api_key_manager.server.errors import PROBLEM_TYPE, RETRY_SECONDS, unauthorized, unavailable
+from api_key_manager.core.exceptions import Reason
+from api_key_manager.server.errors import (
+    PROBLEM_TYPE,
+    RETRY_SECONDS,
+    too_many_failures,
+    unauthorized,
+    unavailable,
+)
 
 __all__ = ["REFUSALS", "Refusal", "refusals_of"]
 
@@ -99,6 +106,12 @@ REFUSALS: Final[dict[int, Refusal]] = {
         "limit: a whole number from 1 to 1000 is allowed",
         field="limit",
     ),
+    429: Refusal(
+        "No valid admin token, and too many before it from the same address; a valid one passes.",
+        (Reason.RATE_LIMITED.value,),
+        too_many_failures(RETRY_SECONDS).detail,
+        headers=(("Retry-After", True),),
+    ),
     500: Refusal(
         "A defect here; the log has it by `request_id`.",
         ("error",),
@@ -126,7 +139,7 @@ def refusals_of(method: str, operation: dict[str, Any], scope: str | None) -> se
     found: set[int] = set()
     if scope is not None:
         # Whatever the method, a body that is sent is read, and bounded.
-        found |= {401, 403, 408, 413, 415, 500, 503}
+        found |= {401, 403, 408, 413, 415, 429, 500, 503}
         if method in _CHANGES and scope != "validate":
             found.add(409)
     if takes_body:

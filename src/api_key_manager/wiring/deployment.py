@@ -235,6 +235,7 @@ def _limits(settings: Settings) -> dict[str, Any]:
     return {
         "default_limits": default_limits(settings),
         "limits_shared": limits_are_shared(settings, settings.WORKERS),
+        "failures_per_minute": settings.FAILED_AUTH_PER_MINUTE,
     }
 
 
