@@ -32,8 +32,9 @@ async def deploy(stack: AsyncExitStack, clock: Any = None, **more: Any) -> Deplo
     deployment = await stack.enter_async_context(open_deployment(made))
     if clock is not None:
         deployment.manager.clock = deployment.manager.validator.clock = clock
-        limiter: Any = deployment.manager._verifier._limiter
-        limiter._clock = lambda: clock.seconds * 10**9
+        manager: Any = deployment.manager
+        for limiter in (manager._verifier._limiter, manager._failures._limiter):
+            limiter._clock = lambda: clock.seconds * 10**9
     create = deployment.manager.create_key
     await create("app", SECRET, {"plan": "pro"}, permissions=["a.*"])
     await create("one", SECRET, {'"rate_limit":null': 1}, rate_limits=[ONE])
@@ -190,7 +191,7 @@ async def test_both_lanes_answer_alike(wanted: list[dict[str, Any]], clock: Any)
     heard = []
     for fast in (True, False):
         async with AsyncExitStack() as stack:
-            deployment = await deploy(stack, clock)
+            deployment = await deploy(stack, clock, FAILED_AUTH_PER_MINUTE=3)
             wire = await stack.enter_async_context(on_a_wire(deployment, fast=fast))
             raws = [
                 (raw_of(one, clock, number), one["cut"], one["method"] == "HEAD")
