@@ -97,21 +97,20 @@ def allowed(address: Address | None, allowlist: Sequence[Network]) -> bool:
 @lru_cache(maxsize=4096)
 def vicinity(text: str | None) -> str | None:
     """The network that an address's events are told under: IPv4 /24, IPv6 /56."""
-    return _network_of(text, 24, 56)
+    address = parse_address(text) if text else None
+    if address is None:
+        return None
+    bits = 24 if address.version == 4 else 56
+    return str(ip_network(f"{address}/{bits}", strict=False))
 
 
 @lru_cache(maxsize=4096)
 def host_network(text: str | None) -> str | None:
-    """The network that one host has to itself: an IPv4 address, an IPv6 /64 (RFC 4291, 2.5.4)."""
-    return _network_of(text, 32, 64)
-
-
-def _network_of(text: str | None, bits_of_4: int, bits_of_6: int) -> str | None:
+    """What one host has to itself: an IPv4 address, or an IPv6 /64 (RFC 4291, 2.5.4)."""
     address = parse_address(text) if text else None
-    if address is None:
-        return None
-    bits = bits_of_4 if address.version == 4 else bits_of_6
-    return str(ip_network(f"{address}/{bits}", strict=False))
+    if address is None or address.version == 4:
+        return None if address is None else str(address)
+    return str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def client_address(peer: Any, forwarded: Sequence[bytes], proxies: Sequence[Network]) -> str | None:

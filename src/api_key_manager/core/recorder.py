@@ -32,6 +32,8 @@ _VALID = Reason.VALID
 _new = tuple.__new__
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
 _UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
+_SLOWED = "address_slowed"
+_LIMITED = Reason.RATE_LIMITED.value
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
 _PIECE = 2048
@@ -169,12 +171,18 @@ class Recorder:
 
         Which key was named stands in the event of its refusal, where it is known to be one.
         """
-        if self._failures or presented.realm == ADMIN_REALM:
-            event = AuditEvent(
-                int(now * MICROSECONDS), "address_slowed", None, presented.actor,
-                Reason.RATE_LIMITED.value, presented.ip, presented.request_id,
-            )  # fmt: skip
-            self._fold(event, None, network, now)
+        if not (self._failures or presented.realm == ADMIN_REALM):
+            return
+        # Most are one more of the same: for them no event is made.
+        folded = self._folded.get((_SLOWED, _LIMITED, None, network, int(now)))
+        if folded is not None:
+            folded.count += 1
+            return
+        event = AuditEvent(
+            int(now * MICROSECONDS), _SLOWED, None, presented.actor, _LIMITED,
+            presented.ip, presented.request_id,
+        )  # fmt: skip
+        self._fold(event, None, network, now)
 
     def _fold(
         self, event: AuditEvent, known_id: str | None, network: str | None, now: float
