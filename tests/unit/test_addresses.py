@@ -146,7 +146,8 @@ def test_one_host_one_network(address: ipaddress.IPv6Address, other: int):
 
 @pytest.mark.parametrize(
     ("text", "network"),
-    [("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("2001:db8::1", "2001:db8::/64"),
+    [("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"),
+     ("2001:db8::1", "2001:db8::/64"),
      ("nonsense", None), ("", None), (None, None)],
 )  # fmt: skip
 def test_host_network(text: str | None, network: str | None):
