@@ -1,10 +1,9 @@
-"""The fast lane: a hot request that needs no I/O is answered within the read that completes it.
+"""The fast lane: a hot request is answered within the read that completes it, if it needs no I/O.
 
 No ASGI scope, no task, no queue stands between the socket and the steps of
-:mod:`api_key_manager.server.front`. Whatever is unusual goes the ASGI way, before or after those
-steps have begun; both ways run the same steps, and their answers differ in date and request id
-only. While the app works at an answer, whatever comes behind it goes the ASGI way too, which
-keeps the order.
+:mod:`api_key_manager.server.front`. Where those have to wait, a task awaits the rest of them, one
+per connection, and whatever comes behind it goes the ASGI way, in its turn. So does whatever is
+unusual; both ways run the same steps, and their answers differ in date and request id only.
 """
 
 from __future__ import annotations
