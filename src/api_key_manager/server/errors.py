@@ -30,6 +30,12 @@ from api_key_manager.core.exceptions import (
     ValidationError,
     VaultError,
 )
+from api_key_manager.core.problems import (
+    PROBLEM_TYPE,
+    RETRY_SECONDS,
+    TOO_MANY_FAILURES,
+    problem_document,
+)
 
 __all__ = [
     "PROBLEM_TYPE",
@@ -42,9 +48,6 @@ __all__ = [
     "unauthorized",
     "unavailable",
 ]
-
-PROBLEM_TYPE: Final = "application/problem+json"
-RETRY_SECONDS: Final = 1
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -81,13 +84,7 @@ class ProblemError(Exception):
 
     def body(self, request_id: str | None) -> bytes:
         """The document. A 401 leaves the request id out: all of them are the same bytes."""
-        document: dict[str, Any] = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-            "reason": self.reason,
-        }
+        document = problem_document(self.status, self.reason, self.detail)
         if self.field is not None:
             document["field"] = self.field
         if request_id is not None and self.status != HTTPStatus.UNAUTHORIZED:
@@ -110,7 +107,7 @@ def too_many_failures(wait: int) -> ProblemError:
     return ProblemError(
         429,
         Reason.RATE_LIMITED.value,
-        "Too many refused credentials came from this address.",
+        TOO_MANY_FAILURES,
         headers=[(b"retry-after", b"%d" % wait)],
     )
 

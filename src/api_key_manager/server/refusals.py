@@ -6,13 +6,13 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from api_key_manager.core.exceptions import Reason
-from api_key_manager.server.errors import (
+from api_key_manager.core.problems import (
     PROBLEM_TYPE,
     RETRY_SECONDS,
-    too_many_failures,
-    unauthorized,
-    unavailable,
+    TOO_MANY_FAILURES,
+    problem_document,
 )
+from api_key_manager.server.errors import unauthorized, unavailable
 
 __all__ = ["REFUSALS", "Refusal", "refusals_of"]
 
@@ -38,13 +38,7 @@ class Refusal(NamedTuple):
 
     def response(self, status: int) -> dict[str, Any]:
         """As a component of the document."""
-        example = {
-            "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
-            "status": status,
-            "detail": self.detail,
-            "reason": self.reasons[0],
-        }
+        example = problem_document(status, self.reasons[0], self.detail)
         if self.field is not None:
             example["field"] = self.field
         if status != HTTPStatus.UNAUTHORIZED:
@@ -109,7 +103,7 @@ REFUSALS: Final[dict[int, Refusal]] = {
     429: Refusal(
         "No valid admin token, and too many before it from the same address; a valid one passes.",
         (Reason.RATE_LIMITED.value,),
-        too_many_failures(RETRY_SECONDS).detail,
+        TOO_MANY_FAILURES,
         headers=(("Retry-After", True),),
     ),
     500: Refusal(
