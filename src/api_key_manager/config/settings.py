@@ -209,6 +209,13 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     RATE_LIMIT_PER_MINUTE: int = Field(
         100, ge=1, le=1_000_000_000, description="The default limit of a key, in requests a minute."
     )
+    FAILED_AUTH_PER_MINUTE: int = Field(
+        60,
+        ge=0,
+        le=1_000_000_000,
+        description="How many refused credentials a minute an address may show before it is told to"
+        " wait; 0 is any number.",
+    )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="A Redis or Valkey that workers and nodes share."
     )
