@@ -378,6 +378,23 @@ async def test_wake_ups(redis, redis_at, monkeypatch):
     await eventually(lambda: "sub=1" not in redis_at("CLIENT", "LIST"))
 
 
+async def test_a_subscription_without_the_right(tmp_path, caplog):
+    """It is said, once, and tried again: with the right it listens, without a restart."""
+    weak = ["--user", "weak", "on", ">w", "+ping", "&ours"]
+    with redis_server(tmp_path, *weak) as server:
+        async with connected(f"redis://weak:w@127.0.0.1:{server.port}", 1) as redis:
+            heard: list[bytes] = []
+            task = asyncio.ensure_future(redis.subscribe("ours", heard.append))
+            await asyncio.sleep(0.5)
+            server("ACL", "SETUSER", "weak", "+subscribe")
+            await eventually(lambda: heard == [b""])
+            task.cancel()
+            await asyncio.wait([task])
+    lines = [r.message for r in caplog.records if "wake-ups" in r.message]
+    assert len(lines) == 1
+    assert "NOPERM" in lines[0]
+
+
 async def test_a_subscription_that_went_dead(redis_at, monkeypatch):
     """A connection on which nothing comes, not even an answer to a PING, is made anew."""
     monkeypatch.setattr(module, "_QUIET_SECONDS", 0.1)
