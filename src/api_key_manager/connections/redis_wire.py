@@ -29,7 +29,7 @@ pack = cast("Callable[[tuple[Word, ...]], bytes]", hiredis.pack_command)
 
 _PER_PIPELINE: Final = 512
 _MAX_WAITING: Final = 16_384
-_MAX_ANSWER: Final = 16 * 1024 * 1024
+_MAX_ANSWER: Final = 32 * 1024 * 1024
 _CONNECT_SECONDS: Final = 2.0
 _GRACE_SECONDS: Final = 0.01
 _REPLICA_SECONDS: Final = 1.0
