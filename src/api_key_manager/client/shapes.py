@@ -16,6 +16,7 @@ __all__ = [
     "CacheStats",
     "CreatedKey",
     "CreatedToken",
+    "EnvironmentCount",
     "Event",
     "Instant",
     "Key",
@@ -163,6 +164,7 @@ class Token(TypedDict):
     key_id: str
     name: str | None
     scopes: list[str]
+    environment: str | None
     ip_allowlist: list[str]
     active: bool
     state: State
@@ -203,12 +205,23 @@ class CacheStats(TypedDict):
     max_entries: int
 
 
+class EnvironmentCount(TypedDict):
+    """How many keys of an environment are in each state; ``None``: keys without one."""
+
+    environment: str | None
+    active: int
+    disabled: int
+    expired: int
+    revoked: int
+
+
 class Stats(TypedDict):
-    """Counters of the process that answered."""
+    """Counters of the process that answered, and of keys where asked for."""
 
     cache: CacheStats
     audit_queue: int
     uptime_seconds: float
+    environments: list[EnvironmentCount] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

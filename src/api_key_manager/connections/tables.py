@@ -33,6 +33,7 @@ __all__ = [
     "metadata",
     "nonce_counts",
     "nonces",
+    "quota_use",
 ]
 
 metadata = MetaData()
@@ -50,6 +51,8 @@ deployment = Table(
     Column("nonce_birth", BigInteger, nullable=False),
     # Unix seconds: nonces that ended before were forgotten.
     Column("nonces_pruned_to", BigInteger, nullable=False),
+    # The oldest schema whose code may still run on this database.
+    Column("least_schema", String(16), nullable=False, server_default="0001"),
 )
 
 keyring = Table(
@@ -88,7 +91,25 @@ keys = Table(
     Column("mac", LargeBinary, nullable=False),
     # Where the sweeper looks. Not covered by the MAC: the judge reads the ends themselves.
     Column("next_end_at", BigInteger),
+    Column("quota", Text),
     Index("ix_keys_realm", "realm", "key_id"),
+    # So that a page of one owner's or environment's keys costs the same at any depth.
+    Index(
+        "ix_keys_owner",
+        "realm",
+        "owner",
+        "key_id",
+        sqlite_where=text("owner IS NOT NULL"),
+        postgresql_where=text("owner IS NOT NULL"),
+    ),
+    Index(
+        "ix_keys_environment",
+        "realm",
+        "environment",
+        "key_id",
+        sqlite_where=text("environment IS NOT NULL"),
+        postgresql_where=text("environment IS NOT NULL"),
+    ),
     Index("ix_keys_next_end", "next_end_at", sqlite_where=text("next_end_at IS NOT NULL")),
     # Whether there are any, which several workers ask before they start.
     Index("ix_keys_limited", "key_id", sqlite_where=text("rate_limits <> '[]'")),
@@ -139,7 +160,16 @@ audit_events = Table(
     Column("request_id", String(64)),
     Column("detail", Text),
     Column("count", BigInteger, nullable=False),
+    # Of the key, when it happened: for those who may look at one environment only.
+    Column("environment", String(128)),
     Index("ix_audit_key", "key_id", "id"),
+    Index(
+        "ix_audit_environment",
+        "environment",
+        "id",
+        sqlite_where=text("environment IS NOT NULL"),
+        postgresql_where=text("environment IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -171,4 +201,15 @@ idempotency = Table(
     Column("answer", LargeBinary),
     Column("expires_at", BigInteger, nullable=False),
     Index("ix_idempotency_expires", "expires_at"),
+)
+
+# What was taken from quotas, blocks that a node holds included. A period that never ends is 0.
+quota_use = Table(
+    "quota_use",
+    metadata,
+    Column("bucket", String(130), primary_key=True),
+    Column("period_start", BigInteger, primary_key=True, autoincrement=False),
+    Column("spent", BigInteger, nullable=False),
+    Index("ix_quota_use_period", "period_start"),
+    sqlite_with_rowid=False,
 )

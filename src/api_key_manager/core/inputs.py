@@ -12,6 +12,7 @@ from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.models import MICROSECONDS, MIN_SCHEMES, canonical_json
 from api_key_manager.core.permissions import check_grants
+from api_key_manager.core.quotas import REFILLS, Quota, is_zone
 from api_key_manager.core.signing import MAX_TIMESTAMP
 from api_key_manager.core.tokens import MAX_SECRET_BYTES, holds_a_secret, secret_bytes
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_limit",
     "check_metadata",
     "check_overlap",
+    "check_quota",
     "check_rate_limits",
     "check_secret",
     "check_text",
@@ -30,6 +32,8 @@ MAX_METADATA = 16 * 1024
 MAX_OVERLAP_SECONDS = 90 * 86_400
 MAX_RATE_LIMITS = 8
 _MAX_RATE = 1_000_000_000
+# What every reader of JSON holds without rounding.
+_MAX_QUOTA = 10**15
 _MAX_WINDOW = 365 * 86_400
 _MAX_DEPTH = 16
 
@@ -194,6 +198,39 @@ def _whole(field: str, value: object, most: int) -> int:
     return value
 
 
+def check_quota(value: object) -> Quota | None:
+    """A quota as users write it: an object with ``limit`` and ``refill``, and when it is refilled.
+
+    Raises:
+        ValidationError: the message names the field.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Quota):
+        value = value._asdict()
+    if not isinstance(value, Mapping):
+        raise ValidationError("quota: an object with limit and refill is allowed")
+    for name in value:
+        if name not in Quota._fields:
+            shown = name[:32] if isinstance(name, str) and name.isidentifier() else "a field"
+            raise ValidationError(f"quota: {shown} is not one of {', '.join(Quota._fields)}")
+    limit = _whole("quota.limit", value.get("limit"), _MAX_QUOTA)
+    refill = value.get("refill")
+    if type(refill) is not str or refill not in REFILLS:
+        raise ValidationError(f"quota.refill: {', '.join(REFILLS)} are allowed")
+    hour, zone = value.get("hour", 0), value.get("zone", "UTC")
+    if type(hour) is not int or not 0 <= hour <= 23:
+        raise ValidationError("quota.hour: a whole number from 0 to 23 is allowed")
+    if type(zone) is not str or not is_zone(zone):
+        raise ValidationError("quota.zone: a time zone such as Europe/Berlin or UTC is allowed")
+    if refill == "never" and (hour, zone) != (0, "UTC"):
+        raise ValidationError("quota.hour: what is never refilled has no hour and no zone")
+    shared = value.get("shared_by_owner", False)
+    if type(shared) is not bool:
+        raise ValidationError("quota.shared_by_owner: true or false is allowed")
+    return Quota(limit, refill, hour, zone, shared)  # type: ignore[arg-type]  # one of REFILLS
+
+
 def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Fields of a key as users name them, turned into attributes of the record.
 
@@ -210,6 +247,8 @@ def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
             clean[name] = check_allowlist(() if value is None else value)
         elif name == "rate_limits":
             clean[name] = check_rate_limits(value)
+        elif name == "quota":
+            clean[name] = check_quota(value)
         elif name == "expires_at":
             clean[name] = check_instant(name, value)
         elif name in ("owner", "environment"):

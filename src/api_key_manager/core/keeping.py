@@ -86,6 +86,7 @@ class KeyLifeCycle(Changing):
         Raises:
             KeyExistsError: the id is taken, also by a key that was revoked or deleted.
             ValidationError: a value that is not allowed; the message names the field.
+            PermissionDeniedError: another environment than the one this is confined to.
             ConflictError: rate limits where several processes would each count for themselves.
         """
         now = self._now()
@@ -93,6 +94,7 @@ class KeyLifeCycle(Changing):
             raise ValidationError("kind: signed or bearer is allowed")
         key_id = mint_id() if key_id is None else check_new_id(key_id, realm)
         prefix = self.prefix if prefix is None else check_prefix(prefix)
+        fields = self._stay_within(fields, new=True)
         clean = self._clean({"metadata": metadata, **fields}, kind)
         expires_at = clean.get("expires_at")
         if expires_at is not None and expires_at <= now:
@@ -130,10 +132,12 @@ class KeyLifeCycle(Changing):
         Raises:
             KeyNotFoundError: no such key.
             ValidationError: a value that is not allowed, or nothing to change.
+            PermissionDeniedError: another environment than the one this is confined to.
             ConflictError: as :meth:`create_key`, or somebody else changed the key all the time.
         """
         if not fields:
             raise ValidationError("fields: name at least one to change")
+        self._stay_within(fields, new=False)
 
         def step(record: ApiKey, now: int) -> Change:
             clean = self._clean(fields, record.kind)
@@ -247,7 +251,10 @@ class KeyLifeCycle(Changing):
         reason = check_text("reason", reason, 256)
         if not any(value is not None for value in filters.values()):
             raise ValidationError("filter: name at least one, all keys at once are never meant")
-        query = key_query(filters, realm=realm, cursor=None, limit=_CHUNK, now=self._now())
+        query = key_query(
+            filters, realm=realm, cursor=None, limit=_CHUNK, now=self._now(),
+            within=self.environment,
+        )  # fmt: skip
         step = self._revocation(reason, None, by)
         matched = revoked = 0
         shown: list[str] = []

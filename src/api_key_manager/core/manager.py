@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from api_key_manager.core.changing import LIBRARY, Origin
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
-from api_key_manager.core.inputs import check_rate_limits
+from api_key_manager.core.inputs import check_rate_limits, check_text
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
-from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
+from api_key_manager.core.lookups import PAGE_LIMIT, STATES, audit_query, key_query, write_cursor
 from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
 from api_key_manager.core.ports import (
@@ -111,9 +112,31 @@ class KeyManager(KeyLifeCycle):
         self.repeat_now = self._verifier.repeat_now
         self.accept_now = self._verifier.accept_now
 
+    def within(self, environment: str | None) -> KeyManager:
+        """The same manager for somebody who is confined to one environment; itself for ``None``.
+
+        For them there are no other keys: they find, validate, change, revoke and audit those of
+        this environment only, a key of another one looks exactly as one that does not exist, and
+        no key enters or leaves the environment. What was read of a caller by
+        :func:`~api_key_manager.core.presented.present` names the environment itself.
+
+        Raises:
+            ValidationError: what is no environment's name.
+        """
+        if environment is None:
+            return self
+        confined = copy.copy(self)
+        confined.environment = check_text("environment", environment)
+        return confined
+
     def close(self) -> None:
         """Refuse what comes from now on; what was accepted can still be flushed."""
-        self._verifier.closed = self.closed = True
+        self._verifier.closed = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is judged or changed any more."""
+        return self._verifier.closed
 
     # Validation
 
@@ -164,7 +187,7 @@ class KeyManager(KeyLifeCycle):
         presented = present(
             key_id, signature, timestamp, nonce, token=token, request=request, ip=ip,
             permissions=permissions, cost=cost, realm=realm, request_id=by.request_id,
-            actor=by.actor,
+            actor=by.actor, within=self.environment,
         )  # fmt: skip
         return await self.verify_presented(presented)
 
@@ -205,7 +228,9 @@ class KeyManager(KeyLifeCycle):
             ValidationError, KeyNotFoundError, InvalidSignatureError, KeyRevokedError,
             KeyExpiredError, PermissionDeniedError, RateLimitExceededError, StorageError
         """
-        presented = present(key_id, signature, timestamp, nonce, actor="library")
+        presented = present(
+            key_id, signature, timestamp, nonce, actor="library", within=self.environment
+        )
         now = self.clock()
         verdict = self.verify_now(presented, now)
         if verdict is None:
@@ -225,7 +250,7 @@ class KeyManager(KeyLifeCycle):
         """
         if not isinstance(validations, (list, tuple)):
             raise ValidationError("validations: a list is needed")
-        batch = [present_item(item) for item in validations]
+        batch = [present_item(item, self.environment) for item in validations]
         verdicts = await self.verify_batch(batch)
         return [
             {"key_id": verdict.key_id, "valid": verdict.valid, "reason": str(verdict.reason)}
@@ -269,7 +294,10 @@ class KeyManager(KeyLifeCycle):
         Raises:
             ValidationError: a filter, limit or cursor that is not allowed.
         """
-        query = key_query(filters, realm=realm, cursor=cursor, limit=limit, now=self._now())
+        query = key_query(
+            filters, realm=realm, cursor=cursor, limit=limit, now=self._now(),
+            within=self.environment,
+        )  # fmt: skip
         page = await self.store.find(query)
         items = [self._public(record) for record in self._intact(page.items)]
         return {"items": items, "next_cursor": write_cursor(page.next_cursor)}
@@ -288,7 +316,7 @@ class KeyManager(KeyLifeCycle):
             ValidationError: a filter, limit or cursor that is not allowed.
             StorageError: the log cannot be read.
         """
-        query = audit_query(filters, cursor=cursor, limit=limit)
+        query = audit_query(filters, cursor=cursor, limit=limit, within=self.environment)
         await self.recorder.flush(self.clock())
         page = await self.store.find_audit(query)
         items = [event.to_dict() for event in page.items]
@@ -304,6 +332,7 @@ class KeyManager(KeyLifeCycle):
         query = key_query(
             {"state": "active"} if active_only else {},
             realm=KEY_REALM, cursor=None, limit=PAGE_LIMIT, now=self._now(),
+            within=self.environment,
         )  # fmt: skip
         found: list[dict[str, Any]] = []
         while True:
@@ -322,7 +351,7 @@ class KeyManager(KeyLifeCycle):
         """
         store = self._embedded("find_audit")
         self.recorder.flush_now(store, self.clock())
-        query = AuditQuery(ascending=True, limit=PAGE_LIMIT)
+        query = AuditQuery(ascending=True, limit=PAGE_LIMIT, within=self.environment)
         found: list[dict[str, Any]] = []
         while True:
             page = store.find_audit_now(query)
@@ -330,6 +359,27 @@ class KeyManager(KeyLifeCycle):
             if page.next_cursor is None:
                 return found
             query = replace(query, after=int(page.next_cursor))
+
+    async def count_keys(self, environment: str | None = None) -> list[dict[str, Any]]:
+        """How many keys of each environment are in each state; looks at every key.
+
+        Args:
+            environment: count those of this one only, by an index.
+
+        Returns:
+            Per environment, by name, ``environment``, ``active``, ``disabled``, ``expired`` and
+            ``revoked``; ``None`` stands for keys without one. Of a thousand environments at most.
+        """
+        wanted = check_text("environment", environment)
+        if wanted is None:
+            wanted = self.environment
+        elif self.environment not in (None, wanted):
+            return []
+        counted = await self.store.census(KEY_REALM, self._now(), wanted)
+        return [
+            {"environment": name, **dict.fromkeys(STATES, 0), **states}
+            for name, states in counted.items()
+        ]
 
     def get_stats(self) -> dict[str, Any]:
         """Counters of this process: the record cache and the audit queue."""

@@ -23,7 +23,15 @@ from api_key_manager.core.models import (
     Page,
     Use,
 )
-from api_key_manager.core.ports import BEGUN_SECONDS, Begun, Claim, ClaimResult, Receipt, Seal
+from api_key_manager.core.ports import (
+    BEGUN_SECONDS,
+    MOST_COUNTED,
+    Begun,
+    Claim,
+    ClaimResult,
+    Receipt,
+    Seal,
+)
 from api_key_manager.core.signing import MacState, mac, matches
 
 __all__ = ["MemoryBox", "MemoryIdempotency", "MemoryNonceStore", "MemoryStore"]
@@ -175,6 +183,11 @@ class MemoryStore:
     async def count(self, realm: str, now: int) -> dict[str, int]:
         return await asyncio.to_thread(_count, list(self._keys.values()), realm, now)
 
+    async def census(
+        self, realm: str, now: int, environment: str | None = None
+    ) -> dict[str | None, dict[str, int]]:
+        return await asyncio.to_thread(_census, list(self._keys.values()), realm, now, environment)
+
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
         self.record_now(events, used)
 
@@ -217,6 +230,7 @@ def _fits(record: ApiKey, query: KeyQuery) -> bool:
         and query.kind in (None, record.kind)
         and query.owner in (None, record.owner)
         and query.environment in (None, record.environment)
+        and query.within in (None, record.environment)
         and query.prefix in (None, record.prefix)
         and (query.created_before is None or record.created_at < query.created_before)
     )
@@ -227,6 +241,21 @@ def _count(records: list[ApiKey], realm: str, now: int) -> dict[str, int]:
     return dict(Counter(record.state(now) for record in living))
 
 
+def _census(
+    records: list[ApiKey], realm: str, now: int, environment: str | None
+) -> dict[str | None, dict[str, int]]:
+    found: dict[str | None, list[ApiKey]] = {}
+    for record in records:
+        if environment in (None, record.environment):
+            found.setdefault(record.environment, []).append(record)
+    counted: dict[str | None, dict[str, int]] = {}
+    for name in sorted(found, key=lambda name: (name is not None, name or "")):
+        states = _count(found[name], realm, now)
+        if states and len(counted) < MOST_COUNTED + (None in counted):
+            counted[name] = states
+    return counted
+
+
 def _event_fits(index: int, event: AuditEvent, query: AuditQuery) -> bool:
     if query.after is not None and (
         index <= query.after if query.ascending else index >= query.after
@@ -235,6 +264,7 @@ def _event_fits(index: int, event: AuditEvent, query: AuditQuery) -> bool:
     return (
         query.key_id in (None, event.key_id)
         and query.action in (None, event.action)
+        and query.within in (None, event.environment)
         and (query.since is None or event.timestamp >= query.since)
         and (query.until is None or event.timestamp < query.until)
     )

@@ -18,6 +18,7 @@ from api_key_manager.core.exceptions import (
     Reason,
 )
 from api_key_manager.core.limits import Decision, RateLimit
+from api_key_manager.core.quotas import Quota, QuotaState
 
 __all__ = [
     "ADMIN_REALM",
@@ -134,6 +135,7 @@ class ApiKey:
     deleted_at: int | None = None
     revision: int = 0
     mac: bytes = field(default=b"", repr=False)
+    quota: Quota | None = None
     last_used_at: int | None = None
     static_used_at: int | None = None
 
@@ -172,7 +174,7 @@ class ApiKey:
 
     def mac_input(self) -> bytes:
         """The exact bytes that the record MAC covers: every security column and the revision."""
-        columns = [
+        columns: list[Any] = [
             "akm-record-1", self.key_id, self.realm, self.kind, self.prefix, self.owner,
             self.environment, self.metadata_json, list(self.permissions),
             list(self.ip_allowlist), list(self.rate_limits), self.min_scheme, self.disabled,
@@ -184,6 +186,9 @@ class ApiKey:
                 for v in self.versions
             ],
         ]  # fmt: skip
+        # What came later stands only where it is, so that the MACs of older records still fit.
+        if self.quota is not None:
+            columns.append(["quota", *self.quota])
         return canonical_json(columns).encode("utf-8", "surrogatepass")
 
     def to_dict(self, now: int) -> dict[str, Any]:
@@ -201,6 +206,7 @@ class ApiKey:
             "permissions": list(self.permissions),
             "ip_allowlist": list(self.ip_allowlist),
             "rate_limits": [limit.to_dict() for limit in self.rate_limits],
+            "quota": None if self.quota is None else {**self.quota.to_dict(), "spent": None},
             "min_scheme": self.min_scheme,
             "active": state == "active",
             "state": state,
@@ -222,7 +228,8 @@ class Verdict(NamedTuple):
     somebody who merely knows its id. ``scheme == "static"`` says that the timestamp, if any, was
     not authenticated. ``cached``: answered without I/O for the record. ``body_verified``, of a
     signed request: whether the body was compared with what was signed. ``rate_limit``: what the
-    key's limits said; ``None`` when it has none, or when it was not for them to say.
+    key's limits said; ``None`` when it has none, or when it was not for them to say. ``quota``:
+    what is left of the key's credits; ``None`` when it has no quota, or it was not asked.
     """
 
     reason: Reason
@@ -233,6 +240,7 @@ class Verdict(NamedTuple):
     cached: bool = False
     body_verified: bool | None = None
     rate_limit: Decision | None = None
+    quota: QuotaState | None = None
 
     @property
     def valid(self) -> bool:
@@ -264,6 +272,9 @@ class Verdict(NamedTuple):
         outcome = OUTCOMES[self.reason]
         if self.rate_limit is not None and self.reason is Reason.RATE_LIMITED:
             return _limit_error(self.rate_limit, outcome.message)
+        if self.quota is not None and self.reason is Reason.QUOTA_EXCEEDED:
+            wait = self.quota.retry_after or None
+            return RateLimitExceededError(outcome.message, reason=self.reason, retry_after=wait)
         return outcome.exception(outcome.message, reason=self.reason)
 
 
@@ -288,6 +299,8 @@ class AuditEvent(NamedTuple):
     detail_json: str | None = None
     # "count" is also a tuple method, hence the other name inside.
     times: int = 1
+    # Of the key, when it happened. Only for who may look at one environment.
+    environment: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -325,7 +338,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class KeyQuery:
-    """Which keys, from where, how many. ``state`` is judged at ``now`` (µs)."""
+    """Which keys, from where, how many. ``state`` is judged at ``now`` (µs).
+
+    ``within`` is no filter of the caller's: whose environment it names sees no other.
+    """
 
     realm: str = KEY_REALM
     state: str | None = None
@@ -334,6 +350,7 @@ class KeyQuery:
     environment: str | None = None
     prefix: str | None = None
     created_before: int | None = None
+    within: str | None = None
     now: int = 0
     after: str | None = None
     limit: int = 100
@@ -341,12 +358,16 @@ class KeyQuery:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which events, newest first unless ``ascending``. ``after`` is the last index seen."""
+    """Which events, newest first unless ``ascending``. ``after`` is the last index seen.
+
+    ``within``: only events of keys that were in this environment when they happened.
+    """
 
     key_id: str | None = None
     action: str | None = None
     since: int | None = None
     until: int | None = None
+    within: str | None = None
     ascending: bool = False
     after: int | None = None
     limit: int = 100

@@ -25,6 +25,7 @@ from api_key_manager.core.signing import MacState
 
 __all__ = [
     "BEGUN_SECONDS",
+    "MOST_COUNTED",
     "Ask",
     "Begun",
     "Claim",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 BEGUN_SECONDS = 60
+MOST_COUNTED = 1000
 
 Seal = Callable[[ApiKey], bytes]
 """Makes the record MAC, once the store has given the record its revision."""
@@ -100,6 +102,13 @@ class KeyStore(Protocol):
 
         Looks at every key, without making other callers wait.
         """
+        ...
+
+    async def census(
+        self, realm: str, now: int, environment: str | None = None
+    ) -> dict[str | None, dict[str, int]]:
+        """The same by environment, in the order of their names, ``None`` first; at most
+        :data:`MOST_COUNTED` of them, or only the named one."""
         ...
 
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:

@@ -108,6 +108,8 @@ class Verifier:
         # Past an end that is not written down yet, the slow way writes it down first.
         if key is None or presented.nonce is not None or now >= key.next_end:
             return None
+        if presented.within is not None and key.is_hidden(presented.within):
+            return None  # the slow way asks the store, as for a key that does not exist
         verdict = judge(key, presented, now, self._rules)
         limits = self._limits_of(key.record)
         if limits and verdict.reason is _VALID:
@@ -117,7 +119,7 @@ class Verifier:
             verdict = _limited(verdict, decision)
         self._cache.hits += 1
         self._count(presented, verdict)
-        self._recorder.note(presented, verdict, now)
+        self._recorder.note(presented, verdict, now, key.record.environment)
         return verdict
 
     def accept_now(
@@ -158,10 +160,11 @@ class Verifier:
                 return None  # a refusal takes nothing, so it can be asked for again
             verdict = _limited(verdict, decision)
         self._cache.hits += 1
-        self._tally.accept("timestamped", limited=bool(limits))
+        self._tally.accept("timestamped", record.environment, limited=bool(limits))
         recorder.note_valid(
-            key_id, actor, None, request_id, detail_of("timestamped", verdict.version), now
-        )
+            key_id, actor, None, request_id, detail_of("timestamped", verdict.version), now,
+            record.environment,
+        )  # fmt: skip
         return key, verdict
 
     def _limits_of(self, record: ApiKey) -> tuple[RateLimit, ...]:
@@ -208,18 +211,23 @@ class Verifier:
         if not await self._recorder.reserve(len(batch), now, _QUEUE_PATIENCE):
             return [Verdict(Reason.UNAVAILABLE, p.key_id or None) for p in batch]
         try:
-            verdicts = await self._judge_all(batch, now)
+            verdicts, environments = await self._judge_all(batch, now)
             for presented, verdict in zip(batch, verdicts, strict=True):
-                self._recorder.note(presented, verdict, now)
+                self._recorder.note(presented, verdict, now, environments.get(presented.key_id))
         finally:
             self._recorder.release(len(batch))
         if self._write_through:
             verdicts = await self._written(verdicts, now)
         return verdicts
 
-    async def _judge_all(self, batch: Sequence[Presented], now: float) -> list[Verdict]:
-        wanted = {presented.key_id for presented in batch if not presented.malformed}
-        keys: dict[str, Found | None] = {key_id: self._cached(key_id) for key_id in wanted}
+    async def _judge_all(
+        self, batch: Sequence[Presented], now: float
+    ) -> tuple[list[Verdict], dict[str, str | None]]:
+        """The verdicts, and in which environment the keys are that were found."""
+        wanted = {p.key_id: p.within for p in batch if not p.malformed}
+        keys: dict[str, Found | None] = {
+            key_id: self._warm(key_id, within) for key_id, within in wanted.items()
+        }
         cold = {key_id for key_id, found in keys.items() if found is None}
         since = self._records.changes
         if cold:
@@ -229,7 +237,13 @@ class Verifier:
                 warm = keys.keys() - cold
                 since, cold = self._records.changes, set(keys)
                 keys.update(await self._records.read(list(warm)))
-        ended = [k for k in keys.values() if isinstance(k, OpenKey) and now >= k.next_end]
+        ended = [
+            key
+            for key in keys.values()
+            if isinstance(key, OpenKey)
+            and now >= key.next_end
+            and not key.is_hidden(wanted[key.record.key_id])
+        ]
         if ended and await self._settle(ended, now):
             # Writing took its time: what was read before may have changed meanwhile.
             since, cold = self._records.changes, set(keys)
@@ -249,7 +263,16 @@ class Verifier:
         if any(presented.nonce is not None for presented in batch):
             await self._claim(batch, verdicts, keys, now)
         await self._take(batch, verdicts)
-        return verdicts
+        return verdicts, {
+            key_id: key.record.environment
+            for key_id, key in keys.items()
+            if isinstance(key, OpenKey) and not key.is_hidden(wanted[key_id])
+        }
+
+    def _warm(self, key_id: str, within: str | None) -> OpenKey | None:
+        """A key in memory; of one that is hidden from the caller it must cost a read to say so."""
+        key = self._cached(key_id)
+        return None if key is None or key.is_hidden(within) else key
 
     def _judge(
         self, presented: Presented, keys: dict[str, Found | None], since: int | None, now: float

@@ -90,7 +90,8 @@ def _judge(token: bytes, needed: str | None, ip: str | None, request_id: str) ->
     )
     verdict = yield from judged(presented)
     if verdict.valid and verdict.key is not None:
-        principal = Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
+        key = verdict.key
+        principal = Principal(key.key_id, key.permissions, ip, request_id, key.environment)
         return Admission(principal, presented, verdict)
     raise _refusal(verdict.reason, needed)
 

@@ -74,6 +74,7 @@ def validate_now(
         and item.permissions is None
         and item.ip is None
         and item.tags is None
+        and principal.environment is None
     ):
         accepted = manager.accept_now(
             key, signature, timestamp, item.cost or 1, now,
@@ -139,6 +140,7 @@ def _present(item: Validation, principal: Principal, where: str) -> Presented:
         token=item.token, request=None if item.request is None else asdict(item.request),
         ip=item.ip, permissions=item.permissions, cost=item.cost,
         request_id=principal.request_id, tags=tags, actor=principal.id,
+        within=principal.environment,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from api_key_manager.core.exceptions import (
 )
 from api_key_manager.core.records import open_record
 from api_key_manager.storage import SqliteDriver, SqlStore, scripts
-from api_key_manager.storage.schema import HEAD, current
+from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
 from api_key_manager.wiring.places import database_path
 
@@ -49,6 +49,8 @@ async def upgrade(settings: Settings) -> str:
     before = current(path) if path.exists() else None
     async with open_deployment(settings, background=False):
         pass
+    if before is not None and before not in KNOWN:
+        return f"{path} has the newer schema {before}, on which this version can run as well"
     if before == HEAD:
         return f"{path} is up to date (schema {HEAD})"
     return f"{path}: schema {before} -> {HEAD}" if before else f"{path} was made (schema {HEAD})"
@@ -109,13 +111,13 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("error", "database", f"there is no database at {path}")
         return
     try:
-        await asyncio.to_thread(current, path)
+        schema = await asyncio.to_thread(current, path)
     except ConfigurationError as error:
         yield Finding("error", "database", str(error))
         return
     try:
         async with open_deployment(settings, create=False, background=False) as deployment:
-            yield Finding("ok", "database", f"{path}, schema {HEAD}")
+            yield Finding("ok", "database", f"{path}, schema {schema}")
             yield Finding("ok", "master key", f"{deployment.master_key} opens the database")
             for finding in _files(settings, path, deployment):
                 yield finding
