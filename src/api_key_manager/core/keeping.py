@@ -32,6 +32,7 @@ from api_key_manager.core.models import (
     rfc3339,
 )
 from api_key_manager.core.ports import Receipt
+from api_key_manager.core.quotas import Quota
 from api_key_manager.core.records import live_secrets, seal_record
 from api_key_manager.core.tokens import (
     check_bearer_id,
@@ -77,7 +78,7 @@ class KeyLifeCycle(Changing):
             kind: ``signed`` or ``bearer``.
             prefix: of the minted secret or token.
             realm, by, receipt: for servers: whose key it is, who asks, and what to keep.
-            **fields: ``expires_at``, ``permissions``, ``ip_allowlist``, ``rate_limits``,
+            **fields: ``expires_at``, ``permissions``, ``ip_allowlist``, ``rate_limits``, ``quota``,
                 ``min_scheme``, ``owner``, ``environment``, ``disabled``.
 
         Returns:
@@ -99,6 +100,7 @@ class KeyLifeCycle(Changing):
         expires_at = clean.get("expires_at")
         if expires_at is not None and expires_at <= now:
             raise ValidationError("expires_at: an instant in the future is allowed")
+        _check_sharing(clean.get("owner"), clean.get("quota"))
         if kind == "bearer":
             check_bearer_id(key_id)
         shown = _secret_of(kind, prefix, key_id, secret)
@@ -127,7 +129,7 @@ class KeyLifeCycle(Changing):
         self, key_id: str, *, realm: str = KEY_REALM, by: Origin = LIBRARY, **fields: Any
     ) -> dict[str, Any]:
         """Change ``metadata``, ``permissions``, ``expires_at``, ``ip_allowlist``,
-        ``rate_limits``, ``min_scheme``, ``disabled``, ``owner`` or ``environment``.
+        ``rate_limits``, ``quota``, ``min_scheme``, ``disabled``, ``owner`` or ``environment``.
 
         Raises:
             KeyNotFoundError: no such key.
@@ -145,6 +147,7 @@ class KeyLifeCycle(Changing):
                 for secret in live_secrets(record, self.box):
                     _keep_apart(secret, clean["metadata_json"])
             changed = lifecycle.update(record, clean, now)
+            _check_sharing(changed.owner, changed.quota)
             detail = {"fields": sorted(fields)}
             return Change(changed, record.revision, [self._event(record, "updated", by, detail)])
 
@@ -334,6 +337,11 @@ def _secret_of(kind: str, prefix: str, key_id: str, secret: str | None) -> str:
             raise ValidationError("secret: a bearer key's token is minted, leave it out")
         return mint_token(prefix, key_id)
     return mint_secret(prefix) if secret is None else check_secret(secret)
+
+
+def _check_sharing(owner: str | None, quota: Quota | None) -> None:
+    if quota is not None and quota.shared_by_owner and owner is None:
+        raise ValidationError("quota.shared_by_owner: the key needs an owner")
 
 
 def _keep_apart(secret: str, metadata_json: str) -> None:

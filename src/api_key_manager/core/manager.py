@@ -8,18 +8,26 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from api_key_manager.core.changing import LIBRARY, Origin
+from api_key_manager.core.charging import quota_bucket
+from api_key_manager.core.credits import Credits
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.core.inputs import check_rate_limits, check_text
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.lookups import PAGE_LIMIT, STATES, audit_query, key_query, write_cursor
-from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
+from api_key_manager.core.memory import (
+    MemoryBox,
+    MemoryNonceStore,
+    MemoryQuotaStore,
+    MemoryStore,
+)
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
 from api_key_manager.core.ports import (
     EmbeddedStore,
     KeyStore,
     NonceStore,
+    QuotaStore,
     RateLimiter,
     SecretBox,
     is_embedded,
@@ -48,6 +56,8 @@ class KeyManager(KeyLifeCycle):
         nonces: where used nonces are held; without one no nonce is accepted by other stores.
         limiter: where it is counted what keys take from their rate limits; in this process when
             left out.
+        quotas: where it is kept what keys have spent of their quotas; without one no key with a
+            quota is accepted by other stores than the memory one.
         default_limits: of keys that have none of their own.
         limits_shared: whether all who validate these keys count together; if not, no key gets a
             limit, since each of them would let it through anew.
@@ -70,6 +80,7 @@ class KeyManager(KeyLifeCycle):
         box: SecretBox | None = None,
         nonces: NonceStore | None = None,
         limiter: RateLimiter | None = None,
+        quotas: QuotaStore | None = None,
         default_limits: Sequence[RateLimit] = (),
         limits_shared: bool = True,
         prefix: str = "akm",
@@ -95,12 +106,18 @@ class KeyManager(KeyLifeCycle):
         self.recorder = recorder if recorder is not None else Recorder(self.store)
         self.tally = tally if tally is not None else Tally()
         self._flush_when_full = in_memory and not background
+        # In blocks only where somebody gives back what was not used.
+        self.credits = Credits(
+            quotas if quotas is not None else MemoryQuotaStore() if in_memory else None,
+            lease=background,
+        )
         self._verifier = Verifier(
             store=self.store,
             records=self.records,
             # Claims in memory are no use to keys that outlive them: such a store refuses them all.
             nonces=nonces or MemoryNonceStore(self.clock() if in_memory else float("inf")),
             limiter=limiter if limiter is not None else MemoryLimiter(),
+            credits=self.credits,
             default_limits=check_rate_limits(default_limits),
             recorder=self.recorder,
             tally=self.tally,
@@ -260,12 +277,18 @@ class KeyManager(KeyLifeCycle):
     # Looking
 
     async def get_key(self, key_id: str, *, realm: str = KEY_REALM) -> dict[str, Any]:
-        """One key, its secret redacted.
+        """One key, its secret redacted; its quota says what was ``spent`` in the period.
 
         Raises:
             KeyNotFoundError: no such key.
         """
-        return self._public(await self._record(key_id, realm))
+        record = await self._record(key_id, realm)
+        shown = self._public(record)
+        if record.quota is not None:
+            bucket = quota_bucket(record, record.quota)
+            spent = await self.credits.spent(bucket, record.quota, self.clock())
+            shown["quota"]["spent"] = spent
+        return shown
 
     async def key_versions(self, key_id: str, *, realm: str = KEY_REALM) -> list[dict[str, Any]]:
         """Every version that ever was, newest first, without secrets.

@@ -29,16 +29,20 @@ from api_key_manager.core.ports import (
     Begun,
     Claim,
     ClaimResult,
+    GivenBack,
     Receipt,
     Seal,
+    Spend,
+    Spent,
 )
 from api_key_manager.core.signing import MacState, mac, matches
 
-__all__ = ["MemoryBox", "MemoryIdempotency", "MemoryNonceStore", "MemoryStore"]
+__all__ = ["MemoryBox", "MemoryIdempotency", "MemoryNonceStore", "MemoryQuotaStore", "MemoryStore"]
 
 MAX_NONCES_PER_KEY = 100_000
 MAX_EVENTS = 100_000
 _SWEEP_SECONDS = 60
+_PERIODS_KEPT = 3
 
 T = TypeVar("T")
 
@@ -318,6 +322,40 @@ class MemoryNonceStore:
                 self._held[key_id] = live
             else:
                 del self._held[key_id]
+
+
+class MemoryQuotaStore:
+    """Credits of this process, gone with it like its keys."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, dict[int, int]] = {}
+
+    async def spend(self, asked: Sequence[Spend]) -> list[Spent]:
+        return [self._spend(each) for each in asked]
+
+    def _spend(self, asked: Spend) -> Spent:
+        account = self._spent.setdefault(asked.bucket, {})
+        spent = account.get(asked.period_start, 0)
+        left = asked.limit - spent
+        if asked.block and left >= asked.block * asked.blocks:
+            taken = asked.block
+        else:
+            taken = min(asked.needed, left) if left >= asked.cost else 0
+        if taken:
+            account[asked.period_start] = spent + taken
+            # Not only the newest: the clock may come back.
+            while len(account) > _PERIODS_KEPT:
+                del account[min(account)]
+        return Spent(taken, spent + taken)
+
+    async def give_back(self, returned: Sequence[GivenBack]) -> None:
+        for bucket, start, amount in returned:
+            account = self._spent.get(bucket, {})
+            if start in account:
+                account[start] = max(0, account[start] - amount)
+
+    async def spent(self, accounts: Sequence[tuple[str, int]]) -> list[int]:
+        return [self._spent.get(bucket, {}).get(start, 0) for bucket, start in accounts]
 
 
 class MemoryBox:

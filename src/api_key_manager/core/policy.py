@@ -104,6 +104,7 @@ class OpenKey:
             or record.revoked_at is not None
             or record.expires_at is not None
             or record.ip_allowlist
+            or record.quota is not None
         )
         end = record.next_end
         self.next_end: float = _FOREVER if end is None else end / MICROSECONDS

@@ -31,13 +31,17 @@ __all__ = [
     "Claim",
     "ClaimResult",
     "EmbeddedStore",
+    "GivenBack",
     "IdempotencyStore",
     "KeyStore",
     "NonceStore",
+    "QuotaStore",
     "RateLimiter",
     "Receipt",
     "Seal",
     "SecretBox",
+    "Spend",
+    "Spent",
     "is_embedded",
 ]
 
@@ -225,6 +229,57 @@ class RateLimiter(Protocol):
         Raises:
             StorageError: it cannot be told.
         """
+        ...
+
+
+class Spend(NamedTuple):
+    """Credits that shall be taken from an account in a period (``period_start`` in µs).
+
+    ``block`` is taken where at least ``blocks`` such blocks are left; else what is ``needed`` or,
+    where less is left, that, but never less than ``cost``; else nothing.
+    """
+
+    bucket: str
+    period_start: int
+    limit: int
+    cost: int
+    needed: int
+    block: int = 0
+    blocks: int = 1
+
+
+class Spent(NamedTuple):
+    """What was taken, and what all have taken in the period by then."""
+
+    taken: int
+    spent: int
+
+
+class GivenBack(NamedTuple):
+    """Credits that were taken and not used."""
+
+    bucket: str
+    period_start: int
+    amount: int
+
+
+class QuotaStore(Protocol):
+    """What was taken from quotas, for all processes. Outlives them wherever the keys do."""
+
+    async def spend(self, asked: Sequence[Spend]) -> list[Spent]:
+        """Take credits, durably before it returns; no two ask for the same account at once.
+
+        Raises:
+            StorageError: it cannot be told. What was taken then counts as spent, if it was.
+        """
+        ...
+
+    async def give_back(self, returned: Sequence[GivenBack]) -> None:
+        """Return credits. Raises ``StorageError``."""
+        ...
+
+    async def spent(self, accounts: Sequence[tuple[str, int]]) -> list[int]:
+        """What was taken from each account in a period. Raises ``StorageError``."""
         ...
 
 

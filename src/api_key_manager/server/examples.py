@@ -60,6 +60,7 @@ _ANSWER: Final[dict[str, Any]] = {
     "expires_at": None,
     "rate_limit": None,
     "body_verified": None,
+    "quota": {"limit": 1000, "remaining": 988, "resets_at": _AT},
 }
 _EVENT: Final[dict[str, Any]] = {
     "timestamp": _AT,

@@ -13,9 +13,10 @@ from msgspec import Raw
 from msgspec.structs import asdict
 
 from api_key_manager.core.limits import Decision, whole_seconds
-from api_key_manager.core.models import Verdict
+from api_key_manager.core.models import Verdict, rfc3339
 from api_key_manager.core.policy import OpenKey
 from api_key_manager.core.presented import Presented, present
+from api_key_manager.core.quotas import QuotaState
 from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.exchange import Need, Reply, Steps, judged
 from api_key_manager.server.misfits import misfit, unusable
@@ -23,6 +24,7 @@ from api_key_manager.server.principal import Principal
 from api_key_manager.server.shapes import (
     Answer,
     Answers,
+    QuotaAnswer,
     RateLimitAnswer,
     Validation,
     Validations,
@@ -162,7 +164,13 @@ def _answer(verdict: Verdict) -> Answer:
         verdict.expires_at,
         None if verdict.rate_limit is None else _rate_limit(verdict.rate_limit),
         verdict.body_verified,
+        None if verdict.quota is None else _quota(verdict.quota),
     )
+
+
+def _quota(state: QuotaState) -> QuotaAnswer:
+    resets_at = None if state.resets_at is None else rfc3339(state.resets_at)
+    return QuotaAnswer(state.limit, state.remaining, resets_at)
 
 
 def _rate_limit(decision: Decision) -> RateLimitAnswer:
