@@ -22,14 +22,22 @@ from api_key_manager.core.memory import (
     MemoryBox,
     MemoryIdempotency,
     MemoryNonceStore,
+    MemoryQuotaStore,
     MemoryStore,
 )
 from api_key_manager.core.models import canonical_json
-from api_key_manager.core.ports import EmbeddedStore, IdempotencyStore, NonceStore, SecretBox
+from api_key_manager.core.ports import (
+    EmbeddedStore,
+    IdempotencyStore,
+    NonceStore,
+    QuotaStore,
+    SecretBox,
+)
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
 from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, upgrade
+from api_key_manager.storage.quotas import SqlQuotaStore
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Backend:
     box: SecretBox
     idempotency: IdempotencyStore
     nonces: Callable[..., NonceStore]
+    quotas: QuotaStore
     birth: float
     edit: Callable[..., None]
     persistent: bool = True
@@ -65,7 +74,8 @@ async def in_memory(_: Path, now: float) -> AsyncIterator[Backend]:
         store._keys[key_id] = replace(store._keys[key_id], **columns)
 
     store = MemoryStore(receipts=requests)
-    yield Backend(store, MemoryBox(), requests, open_nonces, now, edit, persistent=False)
+    quotas = MemoryQuotaStore()
+    yield Backend(store, MemoryBox(), requests, open_nonces, quotas, now, edit, persistent=False)
 
 
 @asynccontextmanager
@@ -83,7 +93,10 @@ async def on_sqlite(folder: Path, now: float) -> AsyncIterator[Backend]:
                 text = canonical_json(list(value)) if isinstance(value, tuple) else value
                 connection.execute(f"UPDATE keys SET {name} = ? WHERE key_id = ?", (text, key_id))
 
-    yield Backend(store, box, store, lambda *limit: SqlNonceStore(driver, *limit), birth, edit)
+    yield Backend(
+        store, box, store, lambda *limit: SqlNonceStore(driver, *limit), SqlQuotaStore(driver),
+        birth, edit,
+    )  # fmt: skip
     await store.close()
 
 
@@ -118,6 +131,7 @@ def make_manager(
         store=store,
         box=backend.box,
         nonces=backend.nonces(),
+        quotas=backend.quotas,
         # Nobody else changes the store here, so the lease has no end.
         cache=RecordCache(1000, 300, owned=True),
         recorder=Recorder(store),
@@ -145,5 +159,6 @@ def either_manager(request, backend, clock) -> KeyManager:
     validator = AsyncAPIKeyValidator(clock=clock)
     return KeyManager(
         validator, store=backend.store, box=backend.box, nonces=backend.nonces(),
+        quotas=backend.quotas,
         limiter=make_limiter(clock),
     )  # fmt: skip

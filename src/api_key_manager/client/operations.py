@@ -134,7 +134,7 @@ class Operations:
                 and ``body_sha256`` where the body is known.
             permissions: what the key must hold: an expression, or a list that is needed whole.
             ip: the address of whoever presented the credential.
-            cost: what the request is charged to the key's rate limits.
+            cost: what the request is charged to the key's rate limits and quota.
             tags: for the audit log.
 
         Returns:

@@ -24,6 +24,7 @@ __all__ = [
     "KeyFilters",
     "KeyVersion",
     "NewKey",
+    "Quota",
     "RemoteVerdict",
     "RevocationFilters",
     "Stats",
@@ -46,6 +47,26 @@ class RateLimit(TypedDict):
     window_seconds: int
 
 
+class Quota(TypedDict):
+    """So many credits per period. All but ``limit`` and ``refill`` may be left out when it is sent,
+    and ``spent`` must be."""
+
+    limit: int
+    refill: Literal["daily", "monthly", "never"]
+    hour: NotRequired[int]
+    zone: NotRequired[str]
+    shared_by_owner: NotRequired[bool]
+    spent: NotRequired[int | None]
+
+
+class QuotaState(TypedDict):
+    """What is left of a key's quota."""
+
+    limit: int
+    remaining: int
+    resets_at: str | None
+
+
 class RateLimitState(TypedDict):
     """Of a key's limits the one that refused, else the one with the smallest share left."""
 
@@ -64,6 +85,7 @@ class KeyChanges(TypedDict, total=False):
     permissions: list[str] | None
     ip_allowlist: list[str] | None
     rate_limits: list[RateLimit] | None
+    quota: Quota | None
     expires_at: Instant | None
     min_scheme: str | None
     owner: str | None
@@ -123,6 +145,7 @@ class Key(TypedDict):
     permissions: list[str]
     ip_allowlist: list[str]
     rate_limits: list[RateLimit]
+    quota: Quota | None
     min_scheme: str
     active: bool
     state: State
@@ -242,6 +265,7 @@ class RemoteVerdict:
     expires_at: str | None
     rate_limit: RateLimitState | None
     body_verified: bool | None
+    quota: QuotaState | None
 
     def __bool__(self) -> bool:
         return self.valid

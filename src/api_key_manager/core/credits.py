@@ -1,10 +1,10 @@
 """Credits of quotas, taken from a durable store in blocks, so that most requests need no I/O.
 
-A block is taken from the store before any of it is used, so what a process holds counts as spent: a
-crash loses at most one block per account and process, and never gives anything back. A block is at
-most a hundredth of the limit, and once less than :data:`BLOCKS_LEFT` blocks are left nobody gets one
-any more: each request then takes exactly its cost, so that all credits can be used. What lies idle
-is returned.
+A block is taken from the store before any of it is used, so what a process holds counts as spent:
+a crash loses at most one block per account and process, and never gives anything back. A block is
+at most a hundredth of the limit, and once less than :data:`BLOCKS_LEFT` blocks are left nobody gets
+one any more: each request then takes exactly its cost, so that all credits can be used. What lies
+idle is returned.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ class Credits:
             for each in waiting:
                 if not each.done.done():
                     each.done.cancel()
-                elif not each.done.cancelled() and each.done.exception() is None:
-                    if each.done.result().allowed:
-                        self.put_back(each.take, each.done.result())
+                    continue
+                got = None if each.done.cancelled() or each.done.exception() else each.done.result()
+                if got is not None and got.allowed:
+                    self.put_back(each.take, got)
             raise
 
     async def trim(self, asked: Sequence[Take]) -> None:
@@ -258,12 +259,10 @@ class Credits:
         take, period = each.take, each.period
         taken = self.take_now(take, each.now)
         spent = refused.get((take.bucket, period.start))
-        if taken is None and take.cost > take.quota.limit:
-            spent = 0 if spent is None else spent
-        elif taken is None and (spent is None or spent + take.cost <= take.quota.limit):
-            return False
         if taken is None:
-            left = take.quota.limit - (spent or 0)
+            if spent is None or spent + take.cost <= take.quota.limit:
+                return False
+            left = take.quota.limit - spent + self.held(take.bucket, period.start)
             taken = Taken(False, _refusal(take, left, period, each.now), period.start)
         each.done.set_result(taken)
         return True

@@ -91,20 +91,24 @@ class SqlQuotaStore:
 def _spend_all(asked: Sequence[Spend]) -> Script[list[Spent]]:
     # In one order everywhere: two that take from the same accounts must not wait for each other.
     found: dict[int, Spent] = {}
-    for i in sorted(range(len(asked)), key=asked.__getitem__):
+    for i in sorted(range(len(asked)), key=lambda i: asked[i][:2]):
         found[i] = yield from _spend(asked[i])
     return [found[i] for i in range(len(asked))]
 
 
 def _spend(asked: Spend) -> Script[Spent]:
+    if asked.cost > asked.limit:
+        known = yield _SPENT(b_bucket=asked.bucket, b_start=asked.period_start)
+        return Spent(0, known[0][0] if known else 0)
     if asked.block and asked.block * asked.blocks <= asked.limit:
         most = asked.limit - asked.block * asked.blocks
         rows = yield _take(asked, asked.block, most)
         if rows:
             return Spent(asked.block, rows[0][0])
-    rows = yield _take(asked, asked.needed, asked.limit - asked.needed)
+    needed = min(asked.needed, asked.limit)
+    rows = yield _take(asked, needed, asked.limit - needed)
     if rows:
-        return Spent(asked.needed, rows[0][0])
+        return Spent(needed, rows[0][0])
     # The statement that took nothing has locked the row all the same: nobody changes it now.
     spent: int = (yield _SPENT(b_bucket=asked.bucket, b_start=asked.period_start))[0][0]
     left = asked.limit - spent
