@@ -44,19 +44,23 @@ def read_duration(text: str, option: str) -> int:
 
 
 def read_rate_limit(text: str, option: str) -> dict[str, Any]:
-    """A rate limit, from ``10/1s``, ``1000/1h`` or ``burst=10/1s``."""
-    name, named, rest = text.rpartition("=")
+    """A rate limit, from ``10/1s``, ``1000/1h``, ``burst=10/1s`` or ``1000/1h@owner``."""
+    plain = text.removesuffix("@owner")
+    name, named, rest = plain.rpartition("=")
     number, slash, window = rest.partition("/")
     if not (slash and number.isascii() and number.isdecimal() and len(number) <= 10 and window):
         raise Failure(f"{option}: [NAME=]N/TIME such as burst=10/1s or 1000/1h", MISUSE)
     seconds = read_duration(window, option)
     limit: dict[str, Any] = {"limit": int(number), "window_seconds": seconds}
+    if plain != text:
+        limit["scope"] = "owner"
     return {"name": name.strip(), **limit} if named else limit
 
 
 def write_rate_limit(limit: dict[str, Any]) -> str:
     """A rate limit as :func:`read_rate_limit` takes it."""
-    return f"{limit['name']}={limit['limit']}/{limit['window_seconds']}s"
+    shared = "@owner" if limit.get("scope") == "owner" else ""
+    return f"{limit['name']}={limit['limit']}/{limit['window_seconds']}s{shared}"
 
 
 def read_quota(

@@ -40,11 +40,13 @@ State = Literal["active", "disabled", "expired", "revoked"]
 
 
 class RateLimit(TypedDict):
-    """So many requests per window. The name may be left out when it is sent."""
+    """So many requests per window. The name may be left out when it is sent; with the scope
+    ``owner`` all keys of the owner share the limit."""
 
     name: NotRequired[str]
     limit: int
     window_seconds: int
+    scope: NotRequired[Literal["key", "owner"]]
 
 
 class Quota(TypedDict):

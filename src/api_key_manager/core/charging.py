@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 
 from api_key_manager.core.credits import Credits, Take, Taken
 from api_key_manager.core.exceptions import Reason, StorageError
 from api_key_manager.core.limits import Decision, RateLimit, refuse
 from api_key_manager.core.models import ADMIN_REALM, ApiKey, Verdict, canonical_json
-from api_key_manager.core.ports import Ask, RateLimiter
+from api_key_manager.core.ports import Ask, RateLimiter, SharedLimit
 from api_key_manager.core.presented import Presented
 from api_key_manager.core.quotas import Quota
 
-__all__ = ["Charging", "limited", "quota_bucket"]
+__all__ = ["Charging", "limited", "quota_bucket", "shared_limits"]
 
 _log = logging.getLogger(__name__)
 # An enum gives its members slowly.
@@ -34,10 +35,25 @@ def quota_bucket(record: ApiKey, quota: Quota) -> str:
     """
     if not quota.shared_by_owner or record.owner is None:
         return f"k:{record.key_id}"
-    common = [
+    return "o:" + _digest(
         record.realm, record.environment, record.owner, quota.refill, quota.hour, quota.zone
-    ]  # fmt: skip
-    return f"o:{hashlib.sha256(canonical_json(common).encode()).hexdigest()}"
+    )
+
+
+def shared_limits(record: ApiKey) -> tuple[SharedLimit, ...]:
+    """A key's limits that its owner's other keys share, each with the name of its bucket.
+
+    Keys share a limit that has the same name and numbers. The name of a bucket has an ``@`` in it,
+    which no key's id has.
+    """
+    of = record.realm, record.environment, record.owner or record.key_id
+    return tuple(SharedLimit(f"@{_digest(*of, *limit)}", limit) for limit in record.shared_limits)
+
+
+@lru_cache(maxsize=4096)
+def _digest(*parts: str | int | None) -> str:
+    """One name of a bounded length for what several keys have in common."""
+    return hashlib.sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def limited(verdict: Verdict, decision: Decision) -> Verdict:
@@ -66,8 +82,8 @@ class Charging:
         self._default_limits = default_limits
 
     def limits_of(self, record: ApiKey) -> tuple[RateLimit, ...]:
-        """The limits that hold for a key."""
-        if record.rate_limits or record.realm == ADMIN_REALM:
+        """The limits that hold for a key, but for shared ones."""
+        if record.rate_limits or record.shared_limits or record.realm == ADMIN_REALM:
             return record.rate_limits
         return self._default_limits
 
@@ -78,21 +94,25 @@ class Charging:
             ``None`` when that needs I/O; then nothing was taken.
         """
         limits, quota = record.rate_limits, record.quota
-        if not limits and record.realm != ADMIN_REALM:
-            limits = self._default_limits
-        if quota is None:
+        if quota is None and not record.shared_limits:
+            if not limits and record.realm != ADMIN_REALM:
+                limits = self._default_limits
             if not limits:
                 return verdict
             decision = self._limiter.take_now(record.key_id, limits, cost)
+            return None if decision is None else limited(verdict, decision)
+        limits, shared = self.limits_of(record), shared_limits(record)
+        if quota is None:
+            decision = self._limiter.take_now(record.key_id, limits, cost, shared)
             return None if decision is None else limited(verdict, decision)
         take = Take(quota_bucket(record, quota), quota, cost)
         taken = self._credits.take_now(take, now)
         if taken is None:
             return None
         verdict = verdict._replace(quota=taken.state)
-        if not limits:
+        if not (limits or shared):
             return verdict
-        decision = self._limiter.take_now(record.key_id, limits, cost)
+        decision = self._limiter.take_now(record.key_id, limits, cost, shared)
         if decision is None or not decision.allowed:
             self._credits.put_back(take, taken)
         return None if decision is None else _with_limits(verdict, decision, cost)
@@ -105,11 +125,14 @@ class Charging:
             if verdict.valid and (key := verdict.key) is not None and key.quota is not None
         }
         taken = await self._take_credits(takes, verdicts, now)
-        asked = {
-            i: Ask(presented.key_id, limits, 0 if _is_short(taken.get(i)) else presented.cost)
-            for i, (presented, verdict) in enumerate(zip(batch, verdicts, strict=True))
-            if verdict.valid and verdict.key and (limits := self.limits_of(verdict.key))
-        }
+        asked = {}
+        for i, verdict in enumerate(verdicts):
+            key = verdict.key
+            if verdict.valid and key is not None:
+                limits, shared = self.limits_of(key), shared_limits(key)
+                if limits or shared:
+                    cost = 0 if _is_short(taken.get(i)) else batch[i].cost
+                    asked[i] = Ask(key.key_id, limits, cost, shared)
         await self._ask_limits(asked, batch, verdicts)
         short = []
         for i, given in taken.items():

@@ -22,6 +22,7 @@ from api_key_manager.core.inputs import (
     check_text,
     clean_fields,
 )
+from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.lookups import key_query
 from api_key_manager.core.models import (
     KEY_REALM,
@@ -100,7 +101,7 @@ class KeyLifeCycle(Changing):
         expires_at = clean.get("expires_at")
         if expires_at is not None and expires_at <= now:
             raise ValidationError("expires_at: an instant in the future is allowed")
-        _check_sharing(clean.get("owner"), clean.get("quota"))
+        _check_sharing(clean.get("owner"), clean.get("quota"), clean.get("shared_limits"))
         if kind == "bearer":
             check_bearer_id(key_id)
         shown = _secret_of(kind, prefix, key_id, secret)
@@ -118,7 +119,8 @@ class KeyLifeCycle(Changing):
 
     def _clean(self, fields: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         clean = clean_fields(fields, kind)
-        if clean.get("rate_limits") and not self.limits_shared:
+        limited = clean.get("rate_limits") or clean.get("shared_limits")
+        if limited and not self.limits_shared:
             raise ConflictError(
                 "rate_limits: the workers of this server do not count together, so each would let"
                 " the key through anew; serve with WORKERS=1"
@@ -147,7 +149,7 @@ class KeyLifeCycle(Changing):
                 for secret in live_secrets(record, self.box):
                     _keep_apart(secret, clean["metadata_json"])
             changed = lifecycle.update(record, clean, now)
-            _check_sharing(changed.owner, changed.quota)
+            _check_sharing(changed.owner, changed.quota, changed.shared_limits)
             detail = {"fields": sorted(fields)}
             return Change(changed, record.revision, [self._event(record, "updated", by, detail)])
 
@@ -339,7 +341,12 @@ def _secret_of(kind: str, prefix: str, key_id: str, secret: str | None) -> str:
     return mint_secret(prefix) if secret is None else check_secret(secret)
 
 
-def _check_sharing(owner: str | None, quota: Quota | None) -> None:
+def _check_sharing(
+    owner: str | None, quota: Quota | None, limits: tuple[RateLimit, ...] | None
+) -> None:
+    """Keys of nobody have nothing in common."""
+    if limits and owner is None:
+        raise ValidationError("rate_limits: one with the scope owner needs a key with an owner")
     if quota is not None and quota.shared_by_owner and owner is None:
         raise ValidationError("quota.shared_by_owner: the key needs an owner")
 

@@ -109,6 +109,7 @@ class ApiKey:
     """A key as stored. ``versions`` are those that have not ended, newest first.
 
     ``expired`` and ``revoked`` are ends made permanent: once set, no clock revives the key.
+    ``rate_limits`` are its own; ``shared_limits`` are those that it shares with its owner's others.
     ``mac`` covers everything but itself and the two ``*_used_at`` (see :meth:`mac_input`).
     """
 
@@ -136,6 +137,7 @@ class ApiKey:
     revision: int = 0
     mac: bytes = field(default=b"", repr=False)
     quota: Quota | None = None
+    shared_limits: tuple[RateLimit, ...] = ()
     last_used_at: int | None = None
     static_used_at: int | None = None
 
@@ -172,12 +174,18 @@ class ApiKey:
             return "expired"
         return "active"
 
+    @property
+    def written_limits(self) -> list[list[Any]]:
+        """All limits as they are stored."""
+        shared = [[*limit, "owner"] for limit in self.shared_limits]
+        return [*map(list, self.rate_limits), *shared]
+
     def mac_input(self) -> bytes:
         """The exact bytes that the record MAC covers: every security column and the revision."""
         columns: list[Any] = [
             "akm-record-1", self.key_id, self.realm, self.kind, self.prefix, self.owner,
             self.environment, self.metadata_json, list(self.permissions),
-            list(self.ip_allowlist), list(self.rate_limits), self.min_scheme, self.disabled,
+            list(self.ip_allowlist), self.written_limits, self.min_scheme, self.disabled,
             self.expires_at, self.expired, self.revoked_at, self.revoked, self.revoke_reason,
             self.created_at, self.updated_at, self.deleted_at, self.revision,
             [
@@ -205,7 +213,10 @@ class ApiKey:
             "metadata": self.metadata,
             "permissions": list(self.permissions),
             "ip_allowlist": list(self.ip_allowlist),
-            "rate_limits": [limit.to_dict() for limit in self.rate_limits],
+            "rate_limits": [
+                *(limit.to_dict() for limit in self.rate_limits),
+                *({**limit.to_dict(), "scope": "owner"} for limit in self.shared_limits),
+            ],
             "quota": None if self.quota is None else {**self.quota.to_dict(), "spent": None},
             "min_scheme": self.min_scheme,
             "active": state == "active",

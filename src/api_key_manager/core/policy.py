@@ -105,6 +105,7 @@ class OpenKey:
             or record.expires_at is not None
             or record.ip_allowlist
             or record.quota is not None
+            or record.shared_limits
         )
         end = record.next_end
         self.next_end: float = _FOREVER if end is None else end / MICROSECONDS

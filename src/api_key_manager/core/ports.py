@@ -40,6 +40,7 @@ __all__ = [
     "Receipt",
     "Seal",
     "SecretBox",
+    "SharedLimit",
     "Spend",
     "Spent",
     "is_embedded",
@@ -203,23 +204,39 @@ class NonceStore(Protocol):
         ...
 
 
+class SharedLimit(NamedTuple):
+    """A limit of several keys, and the name under which they are counted together; it is no id."""
+
+    bucket: str
+    limit: RateLimit
+
+
 class Ask(NamedTuple):
-    """What a request takes from limits, and whose they are."""
+    """What a request takes from limits, and whose they are. A cost of 0 takes nothing and is always
+    allowed: it tells how the limits stand."""
 
     key: str
     limits: tuple[RateLimit, ...]
     cost: int = 1
+    shared: tuple[SharedLimit, ...] = ()
 
 
 class RateLimiter(Protocol):
     """How much each key has taken. One key has one set of limits: ask for another set, and what
-    is only in the old one is forgotten."""
+    is only in the old one is forgotten. Each shared limit is counted by itself under its name."""
 
-    def take_now(self, key: str, limits: tuple[RateLimit, ...], cost: int) -> Decision | None:
-        """Take ``cost`` from every limit, or nothing from any.
+    def take_now(
+        self,
+        key: str,
+        limits: tuple[RateLimit, ...],
+        cost: int,
+        shared: tuple[SharedLimit, ...] = (),
+    ) -> Decision | None:
+        """Take ``cost`` from every limit, the shared ones too, or nothing from any.
 
         Returns:
-            ``None`` when that needs I/O; then nothing was taken.
+            The decision on the key's limits and then the shared ones; ``None`` when that needs
+            I/O, and then nothing was taken.
         """
         ...
 

@@ -126,6 +126,9 @@ class RateLimitIn(_In):
     )
     limit: int = Field(description="1 to 1000000000 requests, also as many at once.")
     window_seconds: int = Field(description="1 to 31536000.")
+    scope: Literal["key", "owner"] | None = Field(
+        None, description="`owner`: all keys of the owner with this limit share it."
+    )
 
 
 class RateLimit(BaseModel):
@@ -136,6 +139,7 @@ class RateLimit(BaseModel):
     name: str
     limit: int
     window_seconds: int
+    scope: Literal["owner"] | None = Field(None, description="Only there for a shared limit.")
 
 
 class QuotaIn(_In):
