@@ -155,7 +155,9 @@ _SLUGS: Final = {
     415: "unsupported_media_type",
 }
 
-_read_field = re.compile(r"([a-z_]+(?:\[\d+\](?:\.[a-z_]+)?)?): ").match
+_read_field = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)?): ").match
+# Members that are objects with members of their own.
+_OBJECTS: Final = frozenset({"quota"})
 
 
 def problem_of(error: Exception) -> ProblemError:
@@ -211,6 +213,6 @@ def _field_of(location: Sequence[str | int]) -> str:
     for before, part in itertools.pairwise(rest):
         if type(part) is int:
             inner += f"[{part}]"
-        elif type(before) is int:
+        elif type(before) is int or before in _OBJECTS:
             inner += f".{part}"[:65]
     return f"{rest[0]}"[:64] + inner
