@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import asyncpg
 from sqlalchemy.dialects.postgresql import asyncpg as dialects
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Pool: TypeAlias = "asyncpg.Pool[Any]"
 Connect = Callable[[], Awaitable[Any]]
 Job = Callable[[Any, "_Attempt"], Awaitable[T]]
 
@@ -57,6 +58,8 @@ _PASSING = (
 )
 # The server is there, or was a moment ago, and takes nobody: starting, stopping, or silent.
 _AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.InternalClientError)
+# After these a connection is of no use: it waits for an answer, or its server has become a standby.
+_SPOILING = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
 # What leaves open whether a commit that was sent was done. After any other answer it was not: so
 # says the server. One that crashes says so to everybody, also to whom it owes a "done".
 _OPEN = (
@@ -79,10 +82,20 @@ _PLAIN: Final = {
 
 
 class _Attempt:
-    """One run of a script."""
+    """One run of a script.
+
+    Attributes:
+        asked_at: when the server was asked for what it has not answered yet, by the loop's clock;
+            ``None`` before it was asked for anything.
+        commit_sent: whether that is a commit.
+    """
 
     def __init__(self) -> None:
+        self.asked_at: float | None = None
         self.commit_sent = False
+
+    def ask(self) -> None:
+        self.asked_at = asyncio.get_running_loop().time()
 
 
 class PostgresDriver:
@@ -98,10 +111,21 @@ class PostgresDriver:
     requests do not pile up behind its time-outs.
     """
 
-    def __init__(self, pool: asyncpg.Pool[Any], connect: Connect, seconds: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        make_pool: Callable[[], Awaitable[Pool]],
+        connect: Connect,
+        connections: int,
+        seconds: float,
+    ) -> None:
         self.dialect: Dialect = dialects.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
         self._pool = pool
+        self._make_pool = make_pool
+        self._retired: list[Pool] = []
         self._connect = connect
+        # Of callers, so that who waits for another one is told from who waits for the server.
+        self._slots = asyncio.Semaphore(connections)
         self._seconds = seconds
         self._away_until = 0.0
 
@@ -130,32 +154,35 @@ class PostgresDriver:
                 "timezone": "UTC",
             },
         }
+        make_pool = partial(asyncpg.create_pool, url, min_size=0, max_size=connections, **options)
         try:
-            pool = await asyncpg.create_pool(url, min_size=1, max_size=connections, **options)
-        except ERRORS as error:
-            raise storage_error(error) from None
-        try:
+            pool = await make_pool()
             async with pool.acquire() as connection:
                 check_server(connection)
-        except BaseException as error:
+        except ERRORS as error:
+            raise storage_error(error) from None
+        except StorageError:
             pool.terminate()
-            if isinstance(error, ERRORS):
-                raise storage_error(error) from None
             raise
-        return cls(pool, partial(asyncpg.connect, url, **options), seconds)
+        connect = partial(asyncpg.connect, url, **options)
+        return cls(pool, make_pool, connect, connections, seconds)
 
     async def read(self, script: Callable[P, Script[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a short script that only reads."""
-        return await self._do(lambda connection, _: self._run(connection, script(*args, **kwargs)))
+
+        async def job(connection: Any, attempt: _Attempt) -> T:
+            return await self._run(connection, script(*args, **kwargs), attempt)
+
+        return await self._do(job)
 
     async def read_aside(
         self, script: Callable[P, Script[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a long one on one state."""
 
-        async def job(connection: Any, _: _Attempt) -> T:
+        async def job(connection: Any, attempt: _Attempt) -> T:
             transaction = connection.transaction(isolation="repeatable_read", readonly=True)
-            result = await self._within(transaction, connection, script(*args, **kwargs))
+            result = await self._within(transaction, connection, script(*args, **kwargs), attempt)
             await transaction.commit()
             return result
 
@@ -172,7 +199,8 @@ class PostgresDriver:
 
         async def job(connection: Any, attempt: _Attempt) -> T:
             transaction = connection.transaction()
-            result = await self._within(transaction, connection, script(*args, **kwargs))
+            result = await self._within(transaction, connection, script(*args, **kwargs), attempt)
+            attempt.ask()
             attempt.commit_sent = True
             await transaction.commit()
             return result
@@ -195,11 +223,13 @@ class PostgresDriver:
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _within(self, transaction: Any, connection: Any, script: Script[T]) -> T:
+    async def _within(
+        self, transaction: Any, connection: Any, script: Script[T], attempt: _Attempt
+    ) -> T:
         """Begin a transaction and run a script in it."""
         await transaction.start()
         try:
-            return await self._run(connection, script)
+            return await self._run(connection, script, attempt)
         except Exception:
             # Not when the time is up: a server that was silent then would be so to this as well.
             # The connection is dropped instead.
@@ -213,18 +243,24 @@ class PostgresDriver:
         is passing."""
         if time.monotonic() < self._away_until:
             raise StorageError("the database cannot be used: it does not answer")
-        connection = None
+        loop, pool, connection = asyncio.get_running_loop(), self._pool, None
         try:
             async with asyncio.timeout_at(deadline):
-                connection = await self._pool.acquire()
+                await self._slots.acquire()
+                attempt.ask()
+                connection = await pool.acquire()
                 yield connection
         except ERRORS as error:
-            if connection is None and self._crowded:
+            if attempt.asked_at is None:
                 raise StorageError("all connections to the database are in use") from None
             if isinstance(error, _AWAY) and not isinstance(error, _PASSING):
-                self._away_until = time.monotonic() + _AWAY_SECONDS
-            if isinstance(error, asyncpg.ReadOnlySQLTransactionError) and connection is not None:
-                connection.terminate()  # of a server that another one has taken over from
+                # Whose time went into waiting for others has not given the server time to answer.
+                patient = loop.time() - attempt.asked_at >= self._seconds * _SERVER_SHARE
+                if patient or not isinstance(error, TimeoutError):
+                    self._away_until = time.monotonic() + _AWAY_SECONDS
+                    await self._start_over(pool)
+            if connection is not None and isinstance(error, _SPOILING):
+                connection.terminate()
             if attempt.commit_sent and isinstance(error, _OPEN):
                 raise StorageError(
                     "the database went away during a commit, which may or may not have been done",
@@ -235,28 +271,40 @@ class PostgresDriver:
             raise storage_error(error) from None
         finally:
             if connection is not None:
-                await self._release(connection)
+                await self._release(pool, connection)
+            if attempt.asked_at is not None:
+                self._slots.release()
 
-    @property
-    def _crowded(self) -> bool:
-        pool = self._pool
-        return bool(pool.get_size() >= pool.get_max_size() and not pool.get_idle_size())
+    async def _start_over(self, pool: Pool) -> None:
+        """Leave the connections that there are: each may be as dead, and cost somebody a time-out."""
+        if pool is not self._pool:
+            return
+        self._pool = await self._make_pool()  # of no connection yet, so this takes no time
+        # What is under way on the old ones ends by itself.
+        self._retired.append(pool)
+        asyncio.get_running_loop().call_later(self._seconds, self._drop, pool)
 
-    async def _release(self, connection: Any) -> None:
+    def _drop(self, pool: Pool) -> None:
+        if pool in self._retired:
+            self._retired.remove(pool)
+            pool.terminate()
+
+    async def _release(self, pool: Pool, connection: Any) -> None:
         try:
             # One in the middle of something may have a server behind it that no longer answers,
             # and would keep whoever gives it back waiting as well.
             if time.monotonic() < self._away_until or connection.is_in_transaction():
                 connection.terminate()
-            await self._pool.release(connection, timeout=1)
+            await pool.release(connection, timeout=1)
         except ERRORS:
             _log.debug("a connection was lost while it was given back")
 
-    async def _run(self, connection: Any, script: Script[T]) -> T:
+    async def _run(self, connection: Any, script: Script[T], attempt: _Attempt) -> T:
         dialect = self.dialect
         try:
             step = next(script)
             while True:
+                attempt.ask()
                 if isinstance(step, Many):
                     await self._insert(connection, step)
                     step = script.send([])
@@ -310,6 +358,8 @@ class PostgresDriver:
 
     async def close(self) -> None:
         """Finish what was begun and close every connection."""
+        for pool in [*self._retired]:
+            self._drop(pool)
         try:
             await asyncio.wait_for(self._pool.close(), self._seconds)
         except ERRORS:

@@ -76,6 +76,7 @@ class Deployment:
         self.follower: Follower | None = None
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
+        self._sweeps = True
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker
@@ -112,7 +113,11 @@ class Deployment:
         try:
             await self.manager.sweep()
         except StorageError as error:
-            _log.warning("ends could not be written: %s", error)
+            if self._sweeps:
+                _log.warning("ends could not be written: %s", error)
+            self._sweeps = False
+        else:
+            self._sweeps = True
 
     async def mint_first_token(self, *, on_terminal: bool) -> None:
         """Mint the admin token that a database gets once, unless one comes from the settings.
