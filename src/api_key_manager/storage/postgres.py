@@ -59,7 +59,11 @@ _PASSING = (
 # The server is there, or was a moment ago, and takes nobody: starting, stopping, or silent.
 _AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.InternalClientError)
 # After these a connection is of no use: it waits for an answer, or its server has become a standby.
-_SPOILING = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
+_SPOILING = (
+    TimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError,
+)
 # What leaves open whether a commit that was sent was done. After any other answer it was not: so
 # says the server. One that crashes says so to everybody, also to whom it owes a "done".
 _OPEN = (
@@ -79,6 +83,13 @@ _PLAIN: Final = {
     "57014": "a statement took too long",
     "53300": "it has no connection left",
 }
+
+
+class _Passing(Exception):  # noqa: N818 - no error of its own: it carries one
+    """Nothing was committed, and the same again may well succeed."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 class _Attempt:
@@ -215,11 +226,11 @@ class PostgresDriver:
             try:
                 async with self._connection(attempt, deadline) as connection:
                     return await job(connection, attempt)
-            except _PASSING as error:
+            except _Passing as passing:
                 pause = random.uniform(0.5, 1) * _PAUSE_SECONDS * 4**number  # noqa: S311 - spreads
                 late = asyncio.get_running_loop().time() + pause > deadline
                 if number == _ATTEMPTS or late:
-                    raise storage_error(error) from None
+                    raise storage_error(passing.error) from None
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -232,8 +243,8 @@ class PostgresDriver:
             return await self._run(connection, script, attempt)
         except Exception:
             # Not when the time is up: a server that was silent then would be so to this as well.
-            # The connection is dropped instead.
-            if not connection.is_closed():
+            # The connection is dropped instead, as is one that cannot do this any more.
+            with suppress(*ERRORS):
                 await transaction.rollback()
             raise
 
@@ -253,7 +264,12 @@ class PostgresDriver:
         except ERRORS as error:
             if attempt.asked_at is None:
                 raise StorageError("all connections to the database are in use") from None
-            if isinstance(error, _AWAY) and not isinstance(error, _PASSING):
+            passing = isinstance(error, _PASSING) or (
+                connection is not None
+                and isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
+                and _is_lost(connection)
+            )
+            if isinstance(error, _AWAY) and not passing:
                 # Whose time went into waiting for others has not given the server time to answer.
                 patient = loop.time() - attempt.asked_at >= self._seconds * _SERVER_SHARE
                 if patient or not isinstance(error, TimeoutError):
@@ -266,8 +282,8 @@ class PostgresDriver:
                     "the database went away during a commit, which may or may not have been done",
                     uncertain=True,
                 ) from None
-            if isinstance(error, _PASSING):
-                raise
+            if passing:
+                raise _Passing(error) from None
             raise storage_error(error) from None
         finally:
             if connection is not None:
@@ -364,6 +380,14 @@ class PostgresDriver:
             await asyncio.wait_for(self._pool.close(), self._seconds)
         except ERRORS:
             self._pool.terminate()
+
+
+def _is_lost(connection: Any) -> bool:
+    """Whether an error that says nothing is because of a connection that ended."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # it even left the pool for that
+        return True
 
 
 def only_primary(url: str) -> dict[str, str]:
