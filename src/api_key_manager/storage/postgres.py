@@ -415,8 +415,15 @@ def storage_error(error: BaseException) -> StorageError:
         what = f"{_PLAIN.get(error.sqlstate, words.lower())} ({error.sqlstate})"
     elif isinstance(error, TimeoutError):
         what = "it did not answer in time"
+    elif isinstance(error, ConnectionRefusedError):
+        what = "nobody listens there"
+    elif isinstance(error, FileNotFoundError):
+        what = "a file that its URL names is not there"
+    elif isinstance(error, OSError) and "rejected SSL" in str(error):
+        what = "it takes no connection with TLS"
     elif isinstance(error, OSError):
-        what = (error.strerror or "it cannot be reached").partition(" (_ssl.c")[0]
+        # What stands behind it in parentheses is an address, or a place in OpenSSL.
+        what = (error.strerror or "it cannot be reached").partition(" (")[0]
     elif isinstance(error, asyncpg.ClientConfigurationError):
         what = "a parameter of its URL, or what it names, is not usable"
     elif isinstance(error, asyncpg.TargetServerAttributeNotMatched):
