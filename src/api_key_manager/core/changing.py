@@ -37,8 +37,29 @@ class Origin(NamedTuple):
     ip: str | None = None
     request_id: str | None = None
 
+    def storable(self) -> Origin:
+        """The same in text that every store keeps: an event that one of them refuses would be
+        tried again and again, and hold up all behind it."""
+        if self is LIBRARY:
+            return self
+        return Origin(
+            _storable(self.actor, 128) or "",
+            _storable(self.ip, 45),
+            _storable(self.request_id, 64),
+        )
+
 
 LIBRARY: Final = Origin()
+
+
+def _storable(value: object, longest: int) -> str | None:
+    """Text without what cannot be printed (NUL, half of a surrogate pair), cut at its column."""
+    if value is None:
+        return None
+    text = str(value)
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return text[:longest]
 
 
 class Changing:
@@ -145,7 +166,7 @@ class Changing:
         detail: dict[str, Any],
         reason: str | None = None,
     ) -> AuditEvent:
-        action = lifecycle.event_action(record, verb)
+        action, by = lifecycle.event_action(record, verb), by.storable()
         return AuditEvent(
             self._now(),
             action,

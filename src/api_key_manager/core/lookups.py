@@ -10,7 +10,7 @@ from typing import Any
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.inputs import check_instant, check_limit, check_text
 from api_key_manager.core.models import AuditQuery, KeyQuery
-from api_key_manager.core.tokens import check_key_id, check_prefix
+from api_key_manager.core.tokens import check_key_id, check_prefix, is_key_id
 
 __all__ = ["PAGE_LIMIT", "STATES", "audit_query", "key_query", "write_cursor"]
 
@@ -38,6 +38,9 @@ def key_query(
         raise ValidationError(f"state: {', '.join(STATES)} are allowed")
     if kind not in (None, "signed", "bearer"):
         raise ValidationError("kind: signed or bearer is allowed")
+    after = _read_cursor(cursor)
+    if after is not None and not is_key_id(after):
+        raise _no_cursor()
     query = KeyQuery(
         realm=realm,
         state=state,
@@ -48,7 +51,7 @@ def key_query(
         created_before=check_instant("created_before", rest.pop("created_before", None)),
         within=within,
         now=now,
-        after=_read_cursor(cursor),
+        after=after,
         limit=check_limit(limit, PAGE_LIMIT),
     )
     _refuse_unknown(rest)
@@ -67,7 +70,7 @@ def audit_query(
     after = _read_cursor(cursor)
     # An index fits in 63 bits, which is 19 digits.
     if after is not None and not (after.isdecimal() and len(after) < 19):
-        raise ValidationError("cursor: it is not one that was given out")
+        raise _no_cursor()
     key_id = rest.pop("key_id", None)
     query = AuditQuery(
         key_id=None if key_id is None else check_key_id(key_id),
@@ -102,4 +105,8 @@ def _read_cursor(cursor: object) -> str | None:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         return raw.decode("ascii")
     except (ValueError, binascii.Error):
-        raise ValidationError("cursor: it is not one that was given out") from None
+        raise _no_cursor() from None
+
+
+def _no_cursor() -> ValidationError:
+    return ValidationError("cursor: it is not one that was given out")

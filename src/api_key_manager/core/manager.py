@@ -210,6 +210,7 @@ class KeyManager(KeyLifeCycle):
         Returns:
             A verdict, also for unusable input; this never raises for a refusal.
         """
+        by = by.storable()
         presented = present(
             key_id, signature, timestamp, nonce, token=token, request=request, ip=ip,
             permissions=permissions, cost=cost, realm=realm, request_id=by.request_id,

@@ -117,12 +117,22 @@ def forbidden(scope: str) -> ProblemError:
     return ProblemError(403, Reason.FORBIDDEN.value, f"This needs the scope {scope}.")
 
 
-def unavailable() -> ProblemError:
-    """It cannot be told right now; why is in the log."""
+def unavailable(*, uncertain: bool = False) -> ProblemError:
+    """It cannot be told right now; why is in the log.
+
+    Args:
+        uncertain: whether the change may have been made all the same.
+    """
+    told = (
+        "The store went away while this was being written: it may or may not have been done."
+        " The same request with the same Idempotency-Key finds out."
+        if uncertain
+        else "The store cannot answer right now. Try again in a moment."
+    )
     return ProblemError(
         503,
         Reason.UNAVAILABLE.value,
-        "The store cannot answer right now. Try again in a moment.",
+        told,
         headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
     )
 
@@ -181,7 +191,7 @@ def _problem_of_ours(error: APIKeyManagerException) -> ProblemError:
     if status == 500:
         return ProblemError(500, "error", "Something went wrong here.")
     if status == 503:
-        return unavailable()
+        return unavailable(uncertain=isinstance(error, StorageError) and error.uncertain)
     message = str(error)
     field = _read_field(message)
     return ProblemError(status, error.reason, message, field=field[1] if field else None)

@@ -8,7 +8,12 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from api_key_manager.core.exceptions import StorageError
-from api_key_manager.storage.postgres import ERRORS, storage_error
+from api_key_manager.storage.postgres import (
+    ERRORS,
+    check_server,
+    only_primary,
+    storage_error,
+)
 from api_key_manager.storage.schema import HEAD, KNOWN, check_version
 
 __all__ = ["current_of", "name_of", "upgrade_at"]
@@ -30,13 +35,14 @@ async def current_of(url: str) -> str | None:
 
     Raises:
         ConfigurationError: it is of something else, or of a newer version of this software.
-        StorageError: it cannot be read.
+        StorageError: it cannot be read, or the server is too old.
     """
     try:
         connection = await _connect(url)
     except ERRORS as error:
         raise storage_error(error) from None
     try:
+        check_server(connection)
         rows = await connection.fetch(
             "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
         )
@@ -104,6 +110,6 @@ async def upgrade_at(url: str) -> bool:
 
 async def _connect(url: str) -> Any:
     return await asyncpg.connect(
-        url, timeout=_CONNECT_SECONDS, command_timeout=_MIGRATE_SECONDS,
+        url, timeout=_CONNECT_SECONDS, command_timeout=_MIGRATE_SECONDS, **only_primary(url),
         server_settings={"application_name": "api-key-manager", "timezone": "UTC"},
     )  # fmt: skip

@@ -85,6 +85,7 @@ class Deployment:
         self.follower: Follower | None = None
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
+        self._sweeps = True
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared
@@ -125,7 +126,11 @@ class Deployment:
         try:
             await self.manager.sweep()
         except StorageError as error:
-            _log.warning("ends could not be written: %s", error)
+            if self._sweeps:
+                _log.warning("ends could not be written: %s", error)
+            self._sweeps = False
+        else:
+            self._sweeps = True
 
     async def give_back_credits(self) -> None:
         """Return credits of quotas that lie idle here."""
