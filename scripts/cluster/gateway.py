@@ -9,9 +9,9 @@ from pathlib import Path
 from scripts.cluster.parts import Part, listens
 from scripts.cluster.programs import find, require
 
-__all__ = ["Gateway"]
+__all__ = ["CONFIG", "Gateway"]
 
-_CONFIG = """\
+CONFIG = """\
 # Written anew at each start of the cluster. What each line is for: docs/cluster.md.
 pid "{folder}/nginx.pid";
 error_log stderr warn;
@@ -96,7 +96,7 @@ class Gateway:
     def start(self) -> None:
         """Start it with all nodes in."""
         (self._folder / "temp").mkdir(parents=True, exist_ok=True, mode=0o700)
-        text = _CONFIG.format(folder=self._folder.absolute(), port=self.port)
+        text = CONFIG.format(folder=self._folder.absolute(), port=self.port)
         (self._folder / "nginx.conf").write_text(text, encoding="utf-8")
         self._out = frozenset()
         self._write_nodes()
