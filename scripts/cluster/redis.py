@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
+from typing import Any
+
+import redis
 
 from scripts.cluster.parts import Part
 from scripts.cluster.programs import find, require
@@ -63,24 +65,18 @@ class Redis:
             file.write(text)
         self.part.start()
 
-    def ask(self, *words: str) -> bytes:
-        """One command, and the first line of its answer.
+    def ask(self, *words: str) -> Any:
+        """Run one command; what it answers.
 
         Raises:
-            OSError: nobody answers.
+            redis.RedisError: nobody answers, or not with what was asked for.
         """
-        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
-            for command in (("AUTH", self._password), words):
-                parts = [f"${len(word)}\r\n{word}\r\n" for word in command]
-                connection.sendall(f"*{len(command)}\r\n{''.join(parts)}".encode())
-            received = b""
-            while received.count(b"\r\n") < 2 and (chunk := connection.recv(4096)):
-                received += chunk
-        return received.split(b"\r\n")[1]
+        with redis.Redis.from_url(self.url, socket_timeout=5) as client:
+            return client.execute_command(*words)
 
     def _answers(self) -> bool:
         """Whether it serves: not while it still reads its file."""
         try:
-            return self.ask("PING") == b"+PONG"
-        except (OSError, IndexError):
+            return self.ask("PING") is True
+        except redis.RedisError:
             return False

@@ -361,7 +361,7 @@ class TestComposeCluster:
         location = re.compile(r"^ {8}location / \{\n.*?^ {8}\}\n", re.MULTILINE | re.DOTALL)
         (here,) = location.findall(text)
         assert location.findall(gateway.CONFIG.format(folder="", port=1)) == [here]
-        # An upstream that follows names takes nginx 1.27.3; the engine's names are not known here.
+        # An upstream that follows names takes nginx 1.27.3, and the engine to know them.
         text = re.sub(r"server node:5000 resolve", "server 127.0.0.1:5000", text)
         text = text.replace(" /tmp/", f" {tmp_path}/").replace(
             "listen 5000", f"listen {free_port()}"

@@ -1,0 +1,164 @@
+"""Whether more keys in the store make anything slower, and whether memory stays bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+
+from benchmarks.cluster.bulk import load_keys
+from benchmarks.cluster.crowd import Crowd
+from benchmarks.cluster.figures import Table, percentile
+from benchmarks.cluster.wire import Connection, request
+from benchmarks.http import resident_mib
+from scripts.cluster import Cluster
+
+METHOD = """\
+Keys are loaded by COPY up to each size, every one with its own token, MAC, row of the change feed
+and audit event. At each size {sample} of them are validated, cold and then {rounds} times warm,
+one at a time over one connection to one node. Reads are look-ups in `keys` by its primary key, by
+PostgreSQL's own statistics. At the end pages of 100 are read at ten depths. The nodes' caches
+hold {cache} records here, and are filled twice over."""
+CACHE = 5_000
+_SAMPLE = 500
+_ROUNDS = 6
+_WARM_TIMES = 1.2
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--keys", type=int, default=300_000, help="the largest store of `scale`, as 10000000"
+    )
+
+
+def sizes(largest: int) -> list[int]:
+    """1,000, 100,000 and the largest."""
+    return [*(size for size in (1_000, 100_000) if size < largest), largest]
+
+
+async def run(cluster: Cluster, given: Namespace) -> bool:
+    """Each size in turn, then pages and memory."""
+    table = Table(
+        f"Scale: up to {given.keys:,} keys in the store",
+        METHOD.format(sample=_SAMPLE, rounds=_ROUNDS, cache=CACHE),
+    )
+    url, admin = cluster.node_urls[0], cluster.material.admin_token
+    statistics = await asyncpg.connect(cluster.postgres.url)
+    tokens: list[str] = []
+    warm: list[float] = []
+    there = 0
+    try:
+        for size in sizes(given.keys):
+            loaded = await load_keys(cluster, size - there, 3 * CACHE)
+            tokens += loaded.tokens
+            if size - there >= 100_000:
+                met = loaded.per_second >= 20_000
+                rate = f"{loaded.per_second:,.0f}"
+                table.row(f"{size:,} keys: loaded a second", rate, "≥ 20,000", met=met)
+            there = size
+            await asyncio.sleep(2)  # for the nodes to hear of it all
+            sample = random.sample(loaded.tokens, _SAMPLE)
+            before = await index_reads(statistics)
+            cold, hot = await _times(url, admin, sample)
+            reads = (await index_reads(statistics) - before) / len(sample)
+            warm.append(percentile(hot, 0.5))
+            ratio = warm[-1] / warm[0]
+            table.row(f"{size:,} keys: cold, p50", f"{percentile(cold, 0.5) * 1e3:.2f} ms")
+            table.row(
+                f"{size:,} keys: look-ups of a cold key", f"{reads:.2f}", "≤ 1.1", met=reads <= 1.1
+            )
+            table.row(
+                f"{size:,} keys: warm, p50",
+                f"{warm[-1] * 1e3:.3f} ms",
+                f"× {ratio:.2f} ≤ {_WARM_TIMES}",
+                met=ratio <= _WARM_TIMES,
+            )
+        await _pages(table, url, admin, there)
+        await _memory(table, cluster, tokens)
+    finally:
+        await statistics.close()
+    return table.good
+
+
+async def _times(url: str, admin: str, tokens: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Seconds of cold validations, and of warm ones."""
+    connection = await Connection.open(url)
+    times: list[list[float]] = []
+    for _ in range(1 + _ROUNDS):
+        times.append([])
+        for token in tokens:
+            answer = await connection.ask(request("POST", "/v1/validate", admin, {"token": token}))
+            if b'"valid":true' not in answer.body:
+                raise RuntimeError(f"{answer.status} {answer.body.decode()}")
+            times[-1].append(answer.at - answer.asked)
+    connection.close()
+    return times[0], [one for some in times[1:] for one in some]
+
+
+async def index_reads(connection: asyncpg.Connection) -> int:
+    """How often `keys` was looked at by its primary key."""
+    # Backends tell what they did when they are idle, at most once a second.
+    await asyncio.sleep(1.5)
+    return int(
+        await connection.fetchval(
+            "SELECT idx_scan FROM pg_stat_user_indexes WHERE relname = 'keys'"
+            " AND indexrelid IN (SELECT indexrelid FROM pg_index WHERE indisprimary)"
+        )
+    )
+
+
+async def _pages(table: Table, url: str, admin: str, count: int) -> None:
+    """The list of keys at ten depths: a cursor is a key id, and ids are spread evenly."""
+    connection = await Connection.open(url)
+    alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    medians = []
+    for tenth in range(10):
+        times = []
+        for _ in range(15):
+            # Not the last of the letters, behind which a page may be short.
+            start = alphabet[min(tenth * 6 + random.randrange(6), 58)] + "0" * 15
+            raw = request("GET", f"/v1/keys?limit=100&cursor={quote(start)}", admin)
+            answer = await connection.ask(raw)
+            if answer.status != 200 or len(answer.json()["items"]) < min(100, count // 100):
+                raise RuntimeError(f"{answer.status} {answer.body[:200].decode()}")
+            times.append(answer.at - answer.asked)
+        medians.append(percentile(times, 0.5))
+    connection.close()
+    ratio = max(medians) / medians[0]
+    table.row(f"{count:,} keys: page of 100, first tenth, p50", f"{medians[0] * 1e3:.1f} ms")
+    table.row(
+        f"{count:,} keys: the same at the slowest depth", f"{max(medians) * 1e3:.1f} ms",
+        f"× {ratio:.2f} ≤ 2", met=ratio <= 2,
+    )  # fmt: skip
+
+
+async def _memory(table: Table, cluster: Cluster, tokens: list[str]) -> None:
+    """Fill the caches once, then with other keys: the second time takes nothing more."""
+    workers = int(cluster.environment["WORKERS"])
+    # Each connection is one worker's, so that every worker sees more keys than it may hold.
+    crowd = Crowd(cluster.node_urls[:1], cluster.material.admin_token, 16)
+    some = tokens[: 2 * CACHE * workers]
+    grown = []
+    for _ in range(3):
+        start = time.perf_counter()
+        await crowd.ask(some)
+        await asyncio.sleep(max(1.0, 3 - (time.perf_counter() - start)))
+        grown.append(_resident(cluster.nodes[0].pid))
+    crowd.close()
+    growth = grown[2] - grown[1]
+    table.row("memory of a worker, caches full", f"{grown[1]:.0f} MiB")
+    table.row("growth by the same again", f"{growth:.1f} MiB", "≤ 5 MiB", met=growth <= 5)
+
+
+def _resident(pid: int) -> float:
+    """The larger of a node's workers, in MiB."""
+    children = [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
+    return max(resident_mib(child) for child in children or [pid])
