@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from scripts.cluster.parts import Part
 from scripts.cluster.programs import find, require
 
 __all__ = ["Redis"]
+
+# Who waits for it asks again by himself.
+_ONCE = Retry(NoBackoff(), 0)
 
 _CONFIG = """\
 bind 127.0.0.1
@@ -71,7 +76,7 @@ class Redis:
         Raises:
             redis.RedisError: nobody answers, or not with what was asked for.
         """
-        with redis.Redis.from_url(self.url, socket_timeout=5) as client:
+        with redis.Redis.from_url(self.url, socket_timeout=5, retry=_ONCE) as client:
             return client.execute_command(*words)
 
     def _answers(self) -> bool:
