@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.services import Postgres, in_thread, running_postgres
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,3 +57,14 @@ def vectors() -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for the whole run, with a database ``akm_empty`` that is migrated."""
+    from api_key_manager.storage.postgres_schema import upgrade_at
+
+    with running_postgres() as server:
+        server.sql("CREATE DATABASE akm_empty")
+        in_thread(lambda: upgrade_at(server.url("akm_empty")))
+        yield server

@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,11 +24,19 @@ from api_key_manager.core.memory import (
     MemoryStore,
 )
 from api_key_manager.core.models import canonical_json
-from api_key_manager.core.ports import EmbeddedStore, IdempotencyStore, NonceStore, SecretBox
+from api_key_manager.core.ports import IdempotencyStore, KeyStore, NonceStore, SecretBox
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
-from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, upgrade
+from api_key_manager.storage import (
+    SqliteDriver,
+    SqliteStore,
+    SqlNonceStore,
+    SqlStore,
+    upgrade,
+)
+from api_key_manager.storage.postgres import PostgresDriver
+from tests.services import Postgres
 
 
 @dataclass
@@ -40,7 +47,7 @@ class Backend:
     what somebody does who can write to the data, but does not have the master key.
     """
 
-    store: EmbeddedStore
+    store: KeyStore
     box: SecretBox
     idempotency: IdempotencyStore
     nonces: Callable[..., NonceStore]
@@ -54,7 +61,7 @@ class Backend:
 
 
 @asynccontextmanager
-async def in_memory(_: Path, now: float) -> AsyncIterator[Backend]:
+async def in_memory(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
     requests = MemoryIdempotency()
     nonces: dict[tuple, NonceStore] = {}
 
@@ -69,13 +76,13 @@ async def in_memory(_: Path, now: float) -> AsyncIterator[Backend]:
 
 
 @asynccontextmanager
-async def on_sqlite(folder: Path, now: float) -> AsyncIterator[Backend]:
-    path = folder / "akm.db"
+async def on_sqlite(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+    path = request.getfixturevalue("tmp_path") / "akm.db"
     await asyncio.to_thread(upgrade, path)
     driver = SqliteDriver(path)
-    store, master = SqlStore(driver), MasterKey(bytes(range(32)), "the test")
+    store, master = SqliteStore(driver), MasterKey(bytes(range(32)), "the test")
     box = EnvelopeBox(master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)]))
-    birth = SqlNonceStore(driver).birth / 1_000_000
+    birth = await SqlNonceStore(driver).birth() / 1_000_000
 
     def edit(key_id: str, **columns: Any) -> None:
         with closing(sqlite3.connect(path)) as connection, connection:
@@ -87,12 +94,33 @@ async def on_sqlite(folder: Path, now: float) -> AsyncIterator[Backend]:
     await store.close()
 
 
-BACKENDS = {"memory": in_memory, "sqlite": on_sqlite}
+@asynccontextmanager
+async def on_postgres(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+    server: Postgres = request.getfixturevalue("postgres")
+    name = await asyncio.to_thread(server.database, "akm_empty")
+    driver = await PostgresDriver.open(server.url(name), connections=10, seconds=10)
+    store, master = SqlStore(driver), MasterKey(bytes(range(32)), "the test")
+    box = EnvelopeBox(master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)]))
+    birth = await SqlNonceStore(driver).birth() / 1_000_000
+
+    def edit(key_id: str, **columns: Any) -> None:
+        for column, value in columns.items():
+            text = canonical_json(list(value)) if isinstance(value, tuple) else value
+            text = bool(text) if column in ("disabled", "expired", "revoked") else text
+            set_it = f"UPDATE keys SET {column} = $1 WHERE key_id = $2"
+            server.sql(set_it, text, key_id, database=name)
+
+    yield Backend(store, box, store, lambda *limit: SqlNonceStore(driver, *limit), birth, edit)
+    await store.close()
+    await asyncio.to_thread(server.drop, name)
+
+
+BACKENDS = {"memory": in_memory, "sqlite": on_sqlite, "postgresql": on_postgres}
 
 
 @pytest.fixture(params=BACKENDS)
-async def backend(request, tmp_path, clock) -> AsyncIterator[Backend]:
-    async with BACKENDS[request.param](tmp_path, clock.now) as opened:
+async def backend(request, clock) -> AsyncIterator[Backend]:
+    async with BACKENDS[request.param](request, clock.now) as opened:
         # A database is as old as its file: time starts with it.
         clock.now = float(math.ceil(opened.birth))
         yield opened

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from api_key_manager.core import ApiKey, AuditEvent, KeyVersion
 from api_key_manager.core.models import AuditQuery, Change, KeyQuery
+from api_key_manager.core.ports import is_embedded
 
 NOW = 1000
 STATES = ["active", "disabled", "expired", "revoked"]
@@ -33,7 +34,7 @@ async def walk(store, query) -> tuple[list, int]:
     items, pages = [], 0
     while True:
         page = await store.find(query)
-        assert store.find_now(query) == page
+        assert not is_embedded(store) or store.find_now(query) == page
         assert len(page.items) <= query.limit
         items += page.items
         pages += 1
@@ -129,7 +130,7 @@ async def walk_audit(store, query: AuditQuery) -> list[AuditEvent]:
     items = []
     while True:
         page = await store.find_audit(query)
-        assert store.find_audit_now(query) == page
+        assert not is_embedded(store) or store.find_audit_now(query) == page
         items += page.items
         if page.next_cursor is None:
             return items
@@ -142,7 +143,10 @@ async def test_audit_both_ways(backend, limit: int):
     """Every event once, in the order of writing, newest first or oldest first."""
     events = [event(i) for i in range(30)]
     await backend.store.record(events[:10], {})
-    backend.store.record_now(events[10:], {})
+    if is_embedded(backend.store):
+        backend.store.record_now(events[10:], {})
+    else:
+        await backend.store.record(events[10:], {})
     query = AuditQuery(limit=limit)
     assert await walk_audit(backend.store, replace(query, ascending=True)) == events
     assert await walk_audit(backend.store, query) == events[::-1]

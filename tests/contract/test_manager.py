@@ -19,6 +19,7 @@ from api_key_manager.core import (
     ValidationError,
     sign,
 )
+from tests.contract.views import listed, logged
 
 NONCE = "n" * 16
 
@@ -29,7 +30,7 @@ def manager(either_manager):
 
 
 async def actions(manager) -> list[str]:
-    return [entry["action"] for entry in manager.get_audit_log()]
+    return [entry["action"] for entry in await logged(manager)]
 
 
 async def test_create_signed(manager, clock):
@@ -107,7 +108,7 @@ async def test_refusals(manager, clock, exception, reason, fields, how):
     with pytest.raises(exception) as caught:
         await manager.validate_key("k", signature, stamp, how.get("nonce"))
     assert caught.value.reason == reason
-    (entry,) = [e for e in manager.get_audit_log() if e["action"] == "key_refused"]
+    (entry,) = [e for e in await logged(manager) if e["action"] == "key_refused"]
     assert (entry["reason"], entry["count"]) == (reason, 1)
     assert (entry["key_id"], entry["actor"]) == ("k", "library")
 
@@ -139,7 +140,7 @@ async def test_update(manager):
         await manager.validate_key("k", sign(secret, "k"))
     await manager.update_key("k", disabled=False)
     assert (await manager.verify("k", sign(secret, "k"))).metadata == {"b": 2}
-    updates = [e for e in manager.get_audit_log() if e["action"] == "key_updated"]
+    updates = [e for e in await logged(manager) if e["action"] == "key_updated"]
     assert [e["detail"]["fields"] for e in updates] == [
         ["disabled", "metadata", "owner"], ["disabled"],
     ]  # fmt: skip
@@ -159,8 +160,8 @@ async def test_revoke(manager):
     assert await manager.revoke_key("k", "again") is True
     got = await manager.get_key("k")
     assert (got["active"], got["state"], got["revoke_reason"]) == (False, "revoked", "leaked")
-    assert manager.list_keys() == []
-    assert [key["key_id"] for key in manager.list_keys(active_only=False)] == ["k"]
+    assert await listed(manager) == []
+    assert [key["key_id"] for key in await listed(manager, active_only=False)] == ["k"]
     assert (await actions(manager)).count("key_revoked") == 1
 
 
@@ -170,7 +171,7 @@ async def test_delete(manager):
     assert await manager.validate_key("k", sign(secret, "k"))
     assert await manager.delete_key("k") is True
     assert (await manager.verify("k", sign(secret, "k"))).reason is Reason.NOT_FOUND
-    assert manager.list_keys(active_only=False) == []
+    assert await listed(manager, active_only=False) == []
     assert (await manager.find_keys())["items"] == []
     with pytest.raises(KeyNotFoundError):
         await manager.delete_key("k")
@@ -189,17 +190,17 @@ async def test_revoke_many(manager, clock):
     before = clock.now - 50
     plan = await manager.revoke_keys(dry_run=True, created_before=before)
     assert plan == {"dry_run": True, "matched": 2, "revoked": 0, "key_ids": ["old-a", "old-b"]}
-    assert len(manager.list_keys()) == 3
+    assert len(await listed(manager)) == 3
     done = await manager.revoke_keys(created_before=before, owner="a", reason="leak")
     assert (done["matched"], done["revoked"], done["key_ids"]) == (1, 1, ["old-a"])
-    assert [key["key_id"] for key in manager.list_keys()] == ["new-a", "old-b"]
+    assert [key["key_id"] for key in await listed(manager)] == ["new-a", "old-b"]
     assert (await manager.revoke_keys(owner="a"))["key_ids"] == ["new-a"]
     with pytest.raises(KeyRevokedError):
         await manager.validate_key("new-a", sign(secret, "new-a"))
     for nothing in ({}, {"owner": None}, {"nonsense": 1}, {"realm": "admin"}):
         with pytest.raises(ValidationError):
             await manager.revoke_keys(**nothing)
-    assert [key["key_id"] for key in manager.list_keys()] == ["old-b"]
+    assert [key["key_id"] for key in await listed(manager)] == ["old-b"]
 
 
 async def test_batch(manager, clock):
@@ -232,7 +233,7 @@ async def test_batch(manager, clock):
     ]  # fmt: skip
     assert all(r["valid"] is (r["reason"] == "valid") for r in results)
     counted: Counter = Counter()
-    for entry in manager.get_audit_log():
+    for entry in await logged(manager):
         if entry["action"] in ("key_validated", "key_refused"):
             counted[entry["reason"]] += entry["count"]
     assert counted == Counter(r["reason"] for r in results)
@@ -252,7 +253,7 @@ async def test_find_keys(manager):
         if cursor is None:
             break
     assert found == [f"k{i:02d}" for i in range(25) if i % 2]
-    assert len(manager.list_keys()) == 25
+    assert len(await listed(manager)) == 25
     with pytest.raises(KeyNotFoundError):
         await manager.get_key("token")
     with pytest.raises(KeyNotFoundError):
@@ -274,7 +275,7 @@ async def test_audit_tells_the_story(manager):
         "key_created", "key_validated", "key_updated", "key_refused", "key_rotated",
         "key_validated", "key_revoked", "key_deleted",
     ]  # fmt: skip
-    log = manager.get_audit_log()
+    log = await logged(manager)
     assert [e["action"] for e in log] == expected
     assert {e["key_id"] for e in log} == {"k"}
     assert {e["actor"] for e in log} == {"library"}

@@ -8,6 +8,7 @@ import pytest
 
 from api_key_manager.core import Reason, sign
 from api_key_manager.core.presented import present
+from tests.contract.views import logged
 
 NONCE = "n" * 16
 
@@ -107,7 +108,7 @@ async def test_the_flood(manager, backend):
     # One event per second for all unknown ids, one for each key that was tried.
     assert manager.recorder.depth < 30
     assert (await manager.verify("good", sign(secret, "good"))).cached
-    counts = {e["key_id"]: e["count"] for e in manager.get_audit_log() if e["reason"] != "valid"}
+    counts = {e["key_id"]: e["count"] for e in await logged(manager) if e["reason"] != "valid"}
     assert counts[None] == 1500
     assert counts["known-3"] == 75
 

@@ -21,6 +21,7 @@ from api_key_manager.core import (
     ValidationError,
     sign,
 )
+from tests.contract.views import logged
 
 NONCE = "n" * 16
 
@@ -107,7 +108,7 @@ async def test_failed_validations_are_missing_from_the_audit_log(manager, clock)
     ):
         with pytest.raises(APIKeyManagerException):
             await call
-    refused = [e for e in manager.get_audit_log() if e["action"] == "key_refused"]
+    refused = [e for e in await logged(manager) if e["action"] == "key_refused"]
     counts = {e["reason"]: 0 for e in refused}
     for entry in refused:
         counts[entry["reason"]] += entry["count"]

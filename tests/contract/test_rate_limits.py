@@ -19,6 +19,7 @@ from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.models import ADMIN_REALM
 from api_key_manager.core.presented import present
+from tests.contract.views import logged
 
 SECRET = "super-secret-key"
 TWO = [{"name": "two", "limit": 2, "window_seconds": 10}]
@@ -246,7 +247,7 @@ async def test_a_refusal_is_an_event_of_its_own(manager, signed):
     """Who is limited has proved who it is: each refusal is in the log, with the limit's name."""
     await manager.create_key("k", SECRET, rate_limits=TWO)
     await reasons(manager, signed, 5)
-    refused = [e for e in manager.get_audit_log() if e["action"] == "key_refused"]
+    refused = [e for e in await logged(manager) if e["action"] == "key_refused"]
     assert [(e["reason"], e["key_id"], e["count"]) for e in refused] == [
         ("rate_limited", "k", 1)
     ] * 3

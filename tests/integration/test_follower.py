@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from api_key_manager.core import Reason, records
-from api_key_manager.storage import scripts
+from api_key_manager.core.ports import Changed, Reading
+from api_key_manager.storage import feed, scripts
 from api_key_manager.wiring import Deployment
 from tests.integration.places import BOUND, Place, first_refusal, signed
 
@@ -47,7 +48,7 @@ async def held(deployment: Deployment, boot: BootClock | None = None):
     assert follower is not None
     if boot is not None:
         follower._clock = boot
-    follower.catch_up()
+    await follower.catch_up()
     return follower
 
 
@@ -98,7 +99,7 @@ async def test_lease_ends_with_the_bound(place, boot):
         async with place.open(background=False) as other:
             await other.manager.revoke_key("k")
         assert (await manager.verify(**signed(manager, key))).reason is Reason.REVOKED
-        follower.catch_up()
+        await follower.catch_up()
         assert (await manager.verify(**signed(manager, key))).reason is Reason.REVOKED
         assert manager.cache.leased
 
@@ -112,14 +113,14 @@ async def test_lease_counts_from_the_start_of_the_reading(place, boot, monkeypat
         follower = await held(deployment, boot)
         method = getattr(follower._feed, slow)
 
-        def slowly(*arguments):
-            result = method(*arguments)
+        async def slowly(*arguments):
+            result = await method(*arguments)
             boot.ahead += 1.5
             return result
 
         monkeypatch.setattr(follower._feed, slow, slowly)
         await manager.update_key("k", owner="o")  # so that there is something to read
-        follower.catch_up()
+        await follower.catch_up()
         await warm(deployment, key)
         boot.ahead += 0.6
         assert not (await manager.verify(**signed(manager, key))).cached
@@ -142,7 +143,7 @@ async def test_store_and_lease_gone(place, boot):
             assert verdict.reason is Reason.UNAVAILABLE
         driver._reader = driver._connect(read_only=True)
         assert (await manager.verify(**signed(manager, key))).valid
-        follower.catch_up()
+        await follower.catch_up()
         await warm(deployment, key)
 
 
@@ -185,21 +186,21 @@ async def test_revision_that_goes_back(place, caplog):
             follower = await held(deployment)
             kept, lost = lost, await manager.rotate_key("k")
             never = await manager.create_key("never")
-            follower.catch_up()
+            await follower.catch_up()
             for key in (lost, never):
                 await warm(deployment, key)
             ahead = follower.revision
             with closing(sqlite3.connect(place.file)) as live:
                 old.backup(live)
-        follower.catch_up()
+        await follower.catch_up()
         assert follower.revision < ahead
         assert "went back" in caplog.text
         assert await manager.verify(**signed(manager, kept))
         for key in (lost, never):
             assert not await manager.verify(**signed(manager, key))
         again = await manager.rotate_key("k")
-        assert follower.revision < manager.store.driver.read(scripts.describe())[1] <= ahead
-        follower.catch_up()
+        assert follower.revision < manager.store.driver.read_now(scripts.describe)[1] <= ahead
+        await follower.catch_up()
         assert await manager.verify(**signed(manager, again))
         assert not await manager.verify(**signed(manager, kept))
 
@@ -228,8 +229,8 @@ async def test_many_changes_at_once(place, before):
         await noise(place, before)
         await other.manager.revoke_key("k")
         await noise(place, 1)
-        follower.catch_up()
-        assert follower.revision == manager.store.driver.read(scripts.describe())[1]
+        await follower.catch_up()
+        assert follower.revision == manager.store.driver.read_now(scripts.describe)[1]
         assert (await manager.verify(**signed(manager, key))).reason is Reason.REVOKED
         still = await manager.verify(**signed(manager, bystander))
         assert still.valid
@@ -245,34 +246,42 @@ async def test_pruned_feed(place, left):
         follower = await held(deployment)
         await warm(deployment, key)
         await other.manager.revoke_key("k")
-        await other.manager.store.driver.write(scripts.prune_feed(2**62))
+        await other.manager.store.driver.write(feed.prune, 2**62)
         if left:
             await noise(place, 1)
-        follower.catch_up()
+        await follower.catch_up()
         assert (await manager.verify(**signed(manager, key))).reason is Reason.REVOKED
 
 
 @pytest.mark.parametrize(
-    ("revision", "rows", "answer"),
+    ("revision", "rows", "reached"),
     [
-        (4, [(2, "b"), (3, "c"), (4, "d")], (4, ["b", "c", "d"])),
-        (3, [(2, "b"), (3, "c"), (4, "d")], (4, ["b", "c", "d"])),
-        (3, [(3, "c"), (4, "d")], (3, None)),
-        (4, [(2, "b"), (4, "d"), (5, "e")], (4, None)),
-        (5, [(2, "b"), (3, "c")], (5, None)),
-        (0, [], (0, None)),
+        (4, [(1, "a"), (2, "b"), (3, "c"), (4, "d")], 4),
+        (1, [(1, "a")], 1),
+        (4, [(2, "b"), (3, "c"), (4, "d")], None),
+        (4, [(1, "a"), (3, "c"), (4, "d")], None),
+        (5, [(1, "a"), (2, "b"), (3, "c")], None),
+        (4, [(1, "lost"), (2, "b"), (3, "c"), (4, "d")], None),
+        (1, [(1, "lost")], None),
+        (0, [], None),
+        (1, [], None),
     ],
-    ids=["all", "one more", "first pruned", "one pruned", "too many", "back"],
-)
-def test_feed_is_all_or_nothing(revision, rows, answer):
-    """Ids are given only when no revision is missing, also when others write between the two
-    statements of a reading."""
-    script = scripts.feed(1, 100)
+    ids=[
+        "all", "nothing new", "known one pruned", "one pruned", "last one missing",
+        "another past", "another past, nothing new", "back", "back to the same",
+    ],
+)  # fmt: skip
+def test_feed_is_all_or_nothing(revision, rows, reached):
+    """Changes are complete only when no revision is missing behind the very one that was known."""
+    script = feed.read(Changed(1, "a", 7), 100)
     next(script)
-    script.send([(revision,)])
     with pytest.raises(StopIteration) as end:
-        script.send(rows)
-    assert end.value.value == answer
+        script.send([(revision, *row, 7) for row in rows] or [(revision, None, None, None)])
+    found = end.value.value
+    if reached is None:
+        assert found == Reading(revision, [], complete=False)
+    else:
+        assert found == Reading(reached, [Changed(*row, 7) for row in rows[1:]], complete=True)
 
 
 async def test_old_rows_of_the_feed_are_pruned(place):
@@ -310,7 +319,7 @@ async def test_record_overtaken_while_being_read(place, monkeypatch):
         call = asyncio.create_task(manager.verify(**signed(manager, key)))
         await read.wait()
         await other.manager.revoke_key("k")
-        follower.catch_up()
+        await follower.catch_up()
         release.set()
         assert (await call).reason is Reason.REVOKED
         assert (await manager.verify(**signed(manager, key))).reason is Reason.REVOKED
@@ -324,6 +333,6 @@ async def test_edits_without_a_revision_change_no_answer(place, caplog):
         follower = await held(deployment)
         await warm(deployment, key)
         place.sql("INSERT INTO key_uses VALUES ('somebody', 1, NULL)")
-        follower.catch_up()
+        await follower.catch_up()
         assert (await deployment.manager.verify(**signed(deployment.manager, key))).cached
         assert not caplog.records

@@ -15,7 +15,7 @@ from api_key_manager import open_manager, sign
 from api_key_manager.config import Settings
 from api_key_manager.core import ConfigurationError, ConflictError, MemoryLimiter, RateLimit
 from api_key_manager.server import schemas
-from api_key_manager.storage import SqliteDriver, SqlStore, scripts, upgrade
+from api_key_manager.storage import SqliteDriver, SqliteStore, SqlStore, scripts, upgrade
 from api_key_manager.wiring.limits import (
     default_limits,
     limits_are_shared,
@@ -156,7 +156,7 @@ async def test_unshared_limits_are_a_conflict(api: Api):
 
 def store_at(path: Path) -> SqlStore:
     upgrade(path)
-    return SqlStore(SqliteDriver(path))
+    return SqliteStore(SqliteDriver(path))
 
 
 def test_default_limit_from_settings():
@@ -166,19 +166,19 @@ def test_default_limit_from_settings():
     assert default_limits(enabled) == (RateLimit("default", 100, 60),)
 
 
-def test_several_workers_and_a_default_limit(tmp_path: Path):
+async def test_several_workers_and_a_default_limit(tmp_path: Path):
     """Each would count for itself: refused by the settings, and at the start, with a way out."""
     with pytest.raises(ConfigurationError, match=r"WORKERS=4.*WORKERS=1.*RATE_LIMIT_ENABLED=fal"):
         Settings.load(WORKERS=4, RATE_LIMIT_ENABLED=True)
     settings = Settings.load(RATE_LIMIT_ENABLED=True)
     store = store_at(tmp_path / "akm.db")
     with pytest.raises(ConfigurationError, match=r"WORKERS=4.*WORKERS=1.*RATE_LIMIT_ENABLED=fal"):
-        refuse_unshared_limits(settings, 4, store)
-    refuse_unshared_limits(settings, 1, store)
+        await refuse_unshared_limits(settings, 4, store)
+    await refuse_unshared_limits(settings, 1, store)
     shared = Settings.load(WORKERS=4, RATE_LIMIT_ENABLED=True, REDIS_URL="redis://localhost")
     assert limits_are_shared(shared, 4)
-    refuse_unshared_limits(shared, 4, store)
-    store.driver.close()
+    await refuse_unshared_limits(shared, 4, store)
+    store.driver.close_now()
 
 
 async def test_several_workers_and_limits_of_keys(tmp_path: Path):
@@ -188,18 +188,18 @@ async def test_several_workers_and_limits_of_keys(tmp_path: Path):
         store = manager.store
         assert isinstance(store, SqlStore)
         settings = Settings.load()
-        refuse_unshared_limits(settings, 2, store)
+        await refuse_unshared_limits(settings, 2, store)
         await manager.create_key("limited", rate_limits=HOUR)
         with pytest.raises(ConfigurationError, match=r"1 key has .*limited.*--no-rate-limits"):
-            refuse_unshared_limits(settings, 2, store)
+            await refuse_unshared_limits(settings, 2, store)
         await manager.create_key("other", rate_limits=HOUR)
         with pytest.raises(ConfigurationError, match="2 keys have"):
-            refuse_unshared_limits(settings, 2, store)
-        refuse_unshared_limits(settings, 1, store)
+            await refuse_unshared_limits(settings, 2, store)
+        await refuse_unshared_limits(settings, 1, store)
         # What can never be validated again needs no counting.
         await manager.revoke_key("limited")
         await manager.delete_key("other")
-        refuse_unshared_limits(settings, 2, store)
+        await refuse_unshared_limits(settings, 2, store)
 
 
 def test_the_look_for_limits_is_cheap(tmp_path: Path):

@@ -440,7 +440,7 @@ async def test_lapsed_answers_are_pruned(tmp_path: Path, monkeypatch: pytest.Mon
         await api("POST", "/v1/keys", {}, headers=once())
 
         def rows() -> list[Any]:
-            return manager.store.driver.read(kept())  # type: ignore[attr-defined]  # SQLite's store
+            return manager.store.driver.read_now(kept)  # type: ignore[attr-defined]  # SQLite's store
 
         def kept() -> Any:
             return (yield Statement(select(idempotency))())
@@ -465,8 +465,8 @@ async def test_prune_goes_in_steps(tmp_path: Path):
             for some in range(0, len(rows), 500):
                 yield Many(Statement(idempotency.insert()), rows[some : some + 500])
 
-        await driver.write(fill())
-        counts = [await driver.write(requests.prune(at)) for at in (4, 5, 5, 5, 5, 6, 7, 7)]
+        await driver.write(fill)
+        counts = [await driver.write(requests.prune, at) for at in (4, 5, 5, 5, 5, 6, 7, 7)]
         assert counts == [0, 1000, 1000, 500, 0, 0, 1, 0]
 
 

@@ -50,7 +50,7 @@ async def test_scripted(stored: Api):
     await stored("POST", f"/v1/keys/{revoked['key_id']}/revoke")
     if stored.deployment.follower is not None:
         # Else it drops what the creations above changed, somewhere in the middle.
-        stored.deployment.follower.catch_up()
+        await stored.deployment.follower.catch_up()
     before = await scrape(stored)
     now = int(time.time())
     wrong = {**signed(signing), "signature": "0" * 64}

@@ -117,7 +117,7 @@ async def test_half_a_script_is_never_committed(place):
             yield insert(revision=78, key_id="k", changed_at=1)
 
         gate = Gate(driver)
-        results = asyncio.gather(driver.write(bad()), driver.write(good()), return_exceptions=True)
+        results = asyncio.gather(driver.write(bad), driver.write(good), return_exceptions=True)
         await gate.holds(2)
         gate.open()
         failed, done = await results
@@ -217,7 +217,7 @@ async def test_closing_answers_everybody(place):
         gate = Gate(driver)
         waiting = [asyncio.create_task(manager.create_key(f"k{i}")) for i in range(5)]
         await gate.holds(5)
-        closing = asyncio.create_task(asyncio.to_thread(driver.close))
+        closing = asyncio.create_task(driver.close())
         await gate.holds(6)
         late = asyncio.create_task(manager.create_key("late"))
         await asyncio.sleep(0.05)

@@ -100,7 +100,7 @@ async def test_lost_claims_are_not_believed(place):
     place.sql("UPDATE deployment SET nonce_birth = ?", time.time_ns() // 1000 - 100_000_000)
     place.sql("UPDATE deployment SET nonce_birth = nonce_birth + 50000000")
     async with place.open() as deployment:
-        birth = deployment.manager._verifier._nonces.birth / 1_000_000
+        birth = await deployment.manager._verifier._nonces.birth() / 1_000_000
         store = SqlNonceStore(deployment.manager.store.driver)
 
         def claim(timestamp: float, since: float) -> Claim:

@@ -94,7 +94,7 @@ async def test_a_list_sees_rows_and_versions_of_one_state(place):
                 while True:
                     rows = yield step
                     if connection is driver._long_reader and not rotated:
-                        rotated.append(driver.write_now(_rotation(manager)))
+                        rotated.append(driver.write_now(_rotation, manager))
                     try:
                         step = script.send(rows)
                     except StopIteration as stop:
@@ -110,7 +110,7 @@ async def test_a_list_sees_rows_and_versions_of_one_state(place):
 
 def _rotation(manager):
     """The script of a rotation, from the record as it is now."""
-    record = manager.store.driver.read(scripts.load("k"))
+    record = manager.store.driver.read_now(scripts.load, "k")
     new = seal_record(manager.box, "k", 2, "another secret", "signed", record.created_at)
     changed = lifecycle.rotate(record, new, 0, record.created_at + 1)
     return scripts.apply([Change(changed, record.revision)], manager.box.record_mac, None)

@@ -389,12 +389,9 @@ class TestRequireBuilt:
         [
             ("VAULT_ENABLED", "true"),
             ("REDIS_URL", "redis://:hunter2@host:6379/0"),
-            ("DATABASE_URL", "postgresql://user:hunter2@host/db"),
             ("KEK_PROVIDER", "vault-transit"),
             ("SECRET_STORE", "vault"),
-            ("ON_STORE_OUTAGE", "serve-stale"),
             ("ON_LIMITER_OUTAGE", "allow"),
-            ("MAX_STALE_SECONDS", "60"),
             ("AUDIT_RETENTION_DAYS", "30"),
             ("VAULT_LEASE_SECONDS", "60"),
             ("VAULT_ENTERPRISE_NAMESPACE", "team"),

@@ -1,5 +1,6 @@
 """Keeps this process's cached records true to a store that others change too."""
 
-from api_key_manager.cache.follower import Feed, Follower
+from api_key_manager.cache.follower import Follower
+from api_key_manager.cache.window import Window
 
-__all__ = ["Feed", "Follower"]
+__all__ = ["Follower", "Window"]

@@ -7,34 +7,19 @@ later than the bound after its change was committed.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final
 
+from api_key_manager.cache.window import Window
 from api_key_manager.core.exceptions import StorageError
+from api_key_manager.core.ports import Feed
 from api_key_manager.core.records import Records, boot_clock
 
-__all__ = ["Feed", "Follower"]
+__all__ = ["Follower"]
 
 _log = logging.getLogger(__name__)
-_BATCH = 10_000
-
-
-class Feed(Protocol):
-    """Where changes are announced, in the order of their revisions."""
-
-    def changed(self) -> bool:
-        """Whether anything may have been written since the last call; cheap."""
-        ...
-
-    def read(self, after: int, limit: int) -> tuple[int, list[str] | None]:
-        """The revision reached, and whose changes led there from ``after``.
-
-        ``None`` instead of ids: too many, pruned, or the revision went backwards. Raises
-        ``StorageError``.
-        """
-        ...
+_MOST: Final = 10_000
 
 
 class Follower:
@@ -44,8 +29,13 @@ class Follower:
         feed: where changes are announced.
         records: what they are about.
         bound: seconds that the cache may answer after a reading.
-        poll: seconds between readings.
+        max_stale: seconds that it may answer after that while the feed cannot be read, which
+            waives the bound: ``ON_STORE_OUTAGE=serve-stale``.
         clock: of the lease.
+
+    Attributes:
+        window: the last changes.
+        problem: why this process should get no requests; ``None`` when it should.
     """
 
     def __init__(
@@ -54,24 +44,25 @@ class Follower:
         records: Records,
         *,
         bound: float,
-        poll: float = 0.05,
+        max_stale: float = 0,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._feed = feed
         self._records = records
         self._bound = bound
-        self._poll = poll
+        self._max_stale = max_stale
         self._clock = clock
-        self._revision = -1
         self._behind = True
+        self._seen_at: float | None = None
+        self.window = Window()
         self.problem: str | None = "the change feed was not read yet"
 
     @property
     def revision(self) -> int:
         """The newest revision that the cache knows of; -1 before the first reading."""
-        return self._revision
+        return -1 if self.window.newest is None else self.window.newest.revision
 
-    def catch_up(self) -> None:
+    async def catch_up(self) -> None:
         """Read what is new, once.
 
         Raises:
@@ -79,36 +70,54 @@ class Follower:
         """
         started = self._clock()
         # A reading that failed is owed, whether or not anything changes after it.
-        self._behind = self._feed.changed() or self._behind
+        self._behind = await self._feed.changed() or self._behind
         if self._behind:
-            self._read()
+            await self._read()
             self._behind = False
+        self._seen_at = started
         self._records.cache.prolong(started + self._bound)
 
-    def _read(self) -> None:
-        while True:
-            revision, key_ids = self._feed.read(self._revision, _BATCH)
-            if key_ids is None:
-                if revision < self._revision:
-                    _log.warning("the store's revision went back to %d: starting over", revision)
-                self._records.changed_all()
-            else:
-                self._records.changed(key_ids)
-            self._revision = revision
-            if key_ids is None or len(key_ids) < _BATCH:
-                return
+    async def _read(self) -> None:
+        after = self.window.newest
+        reading = await self._feed.read(after, _MOST + 1)
+        if reading.complete and len(reading.changes) <= _MOST:
+            self._records.changed([change.key_id for change in reading.changes])
+            self.window.add(reading.changes)
+            return
+        if after is not None:
+            if reading.revision < after.revision:
+                _log.warning(
+                    "the store's revision went back to %d: starting over", reading.revision
+                )
+            reading = await self._feed.read(None, _MOST)
+        # From the last changes it goes on; whatever is cached may be older.
+        self._records.changed_all()
+        self.window.start(reading)
+
+    async def follow(self) -> None:
+        """Catch up once, and note whether that was possible."""
+        try:
+            await self.catch_up()
+        except StorageError as error:
+            if self.problem is None:
+                _log.error("the change feed cannot be read: %s", error)
+            self.problem = f"the change feed cannot be read: {error}"
+            self._serve_stale()
+        else:
+            if self._feed.problem not in (None, self.problem):
+                _log.error("%s", self._feed.problem)
+            elif self.problem is not None and self._feed.problem is None:
+                _log.info("following changes from revision %d", self.revision)
+            self.problem = self._feed.problem
+
+    def _serve_stale(self) -> None:
+        """Waive the bound for a while, if the operator chose so by name."""
+        if self._max_stale and self._seen_at is not None:
+            latest = self._seen_at + self._bound + self._max_stale
+            self._records.cache.prolong(min(self._clock() + self._bound, latest))
 
     async def run(self) -> None:
         """Follow until cancelled."""
         while True:
-            try:
-                self.catch_up()
-            except StorageError as error:
-                if self.problem is None:
-                    _log.error("the change feed cannot be read: %s", error)
-                self.problem = f"the change feed cannot be read: {error}"
-            else:
-                if self.problem is not None and self._revision > 0:
-                    _log.debug("following changes from revision %d", self._revision)
-                self.problem = None
-            await asyncio.sleep(self._poll)
+            await self.follow()
+            await self._feed.wait()

@@ -142,7 +142,18 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     DATABASE_URL: DatabaseUrl = Field(
         "sqlite:///data/akm.db",
         repr=False,
-        description="Where keys and the audit log live; postgresql:// is not built yet.",
+        description="Where keys and the audit log live: a file, this process's memory, or a"
+        " PostgreSQL that several nodes share.",
+    )
+    DATABASE_CONNECTIONS: int = Field(
+        10, ge=1, le=1000, description="How many connections to PostgreSQL a worker has at most."
+    )
+    DATABASE_TIMEOUT_SECONDS: float = Field(
+        5,
+        ge=0.1,
+        le=300,
+        description="How long an operation of PostgreSQL may take, waiting for a connection"
+        " included, in seconds.",
     )
     AKM_ADMIN_TOKEN: AdminToken = Field(
         "", repr=False, description="An admin token that is valid only while this is set."
@@ -170,10 +181,13 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         2, ge=0.2, le=60, description="How soon a revocation must be seen everywhere, in seconds."
     )
     ON_STORE_OUTAGE: Literal["deny", "serve-stale"] = Field(
-        "deny", description="What to do past the bound; serve-stale is not built yet."
+        "deny", description="What to do past the bound while the database cannot be read."
     )
-    MAX_STALE_SECONDS: Reserved = Field(
-        "", description="Not built yet: how long serve-stale may last, in seconds."
+    MAX_STALE_SECONDS: int = Field(
+        300,
+        ge=1,
+        le=86_400,
+        description="How long `serve-stale` answers from cache past the bound, in seconds.",
     )
 
     AUDIT_VALIDATIONS: Literal["all", "failures", "none"] = Field(
@@ -272,6 +286,16 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         return networks(self.TRUSTED_PROXIES)
 
     @property
+    def on_network(self) -> bool:
+        """Whether the keys are in a database that other nodes may share."""
+        return self.DATABASE_URL.startswith("postgresql://")
+
+    @property
+    def max_stale_seconds(self) -> int:
+        """``MAX_STALE_SECONDS``, or 0 when nothing stale is to be served."""
+        return self.MAX_STALE_SECONDS if self.ON_STORE_OUTAGE == "serve-stale" else 0
+
+    @property
     def authorize_metadata(self) -> tuple[str, ...]:
         """``AUTHORIZE_METADATA`` as names."""
         return names(self.AUTHORIZE_METADATA)
@@ -282,11 +306,6 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         Raises:
             ConfigurationError: one line about the first such setting.
         """
-        if self.DATABASE_URL.startswith("postgresql:"):
-            raise ConfigurationError(
-                "DATABASE_URL=postgresql://… is not built yet:"
-                " use sqlite:///path/to/file.db or memory://"
-            )
         for name, built in _BUILT.items():
             value = getattr(self, name)
             if value == built:
@@ -300,8 +319,6 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
 _BUILT: Final[dict[str, bool | int | str]] = {
     "KEK_PROVIDER": "local",
     "SECRET_STORE": "database",
-    "ON_STORE_OUTAGE": "deny",
-    "MAX_STALE_SECONDS": "",
     "AUDIT_RETENTION_DAYS": "",
     "REDIS_URL": "",
     "ON_LIMITER_OUTAGE": "local",

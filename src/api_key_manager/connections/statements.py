@@ -10,7 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ClauseElement
+from sqlalchemy import ClauseElement, Insert
 from sqlalchemy.engine import Dialect
 
 __all__ = ["Many", "Rows", "Script", "Statement", "Step"]
@@ -26,16 +26,23 @@ class Statement:
         construct: with named bind parameters for all that varies.
         columns: which columns an insert or update sets; every one when left out.
         tail: text behind an insert's values, where dialects agree on it (``ON CONFLICT``).
+        only: the name of the one dialect that has a use for it; elsewhere it has no rows.
     """
 
-    __slots__ = ("_columns", "_compiled", "_construct", "_inserts", "_tail")
+    __slots__ = ("_columns", "_compiled", "_construct", "_inserts", "_tail", "only")
 
     def __init__(
-        self, construct: ClauseElement, columns: Sequence[str] | None = None, tail: str = ""
+        self,
+        construct: ClauseElement,
+        columns: Sequence[str] | None = None,
+        tail: str = "",
+        *,
+        only: str | None = None,
     ) -> None:
         self._construct = construct
         self._columns = columns
         self._tail = tail
+        self.only = only
         self._inserts: dict[tuple[str, int], tuple[str, int]] = {}
         self._compiled: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {}
 
@@ -73,6 +80,18 @@ class Statement:
         if len(values) != width * len(rows):
             raise ValueError(f"each row needs {width} values")
         return text, values
+
+    def bind_one(self, dialect: Dialect) -> str:
+        """An insert of one row, to be run with many."""
+        return self._insert_of(dialect, 1)[0]
+
+    def target(self) -> tuple[str, Sequence[str]] | None:
+        """The table and the columns of an insert that is nothing else, so that any other way of
+        adding rows does the same; ``None`` when it is more."""
+        if self._tail or not isinstance(self._construct, Insert):
+            return None
+        table = self._construct.table
+        return table.description, self._columns or [column.name for column in table.columns]
 
     def _insert_of(self, dialect: Dialect, count: int) -> tuple[str, int]:
         known = self._inserts.get((dialect.name, count))

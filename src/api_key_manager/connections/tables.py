@@ -37,6 +37,14 @@ __all__ = [
 
 metadata = MetaData()
 
+# Ids are in the order of their bytes everywhere: PostgreSQL's own order depends on its locale.
+_KEY_ID = String(128).with_variant(String(128, collation="C"), "postgresql")
+
+
+def _index_where(name: str, column: str, condition: str) -> Index:
+    return Index(name, column, sqlite_where=text(condition), postgresql_where=text(condition))
+
+
 # One row. The revision is taken by UPDATE ... RETURNING and held to commit, so that changes
 # become visible in its order, which a sequence does not promise.
 deployment = Table(
@@ -64,7 +72,7 @@ keyring = Table(
 keys = Table(
     "keys",
     metadata,
-    Column("key_id", String(128), primary_key=True),
+    Column("key_id", _KEY_ID, primary_key=True),
     Column("kind", String(8), nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
@@ -89,15 +97,15 @@ keys = Table(
     # Where the sweeper looks. Not covered by the MAC: the judge reads the ends themselves.
     Column("next_end_at", BigInteger),
     Index("ix_keys_realm", "realm", "key_id"),
-    Index("ix_keys_next_end", "next_end_at", sqlite_where=text("next_end_at IS NOT NULL")),
+    _index_where("ix_keys_next_end", "next_end_at", "next_end_at IS NOT NULL"),
     # Whether there are any, which several workers ask before they start.
-    Index("ix_keys_limited", "key_id", sqlite_where=text("rate_limits <> '[]'")),
+    _index_where("ix_keys_limited", "key_id", "rate_limits <> '[]'"),
 )
 
 key_versions = Table(
     "key_versions",
     metadata,
-    Column("key_id", String(128), ForeignKey("keys.key_id"), primary_key=True),
+    Column("key_id", _KEY_ID, ForeignKey("keys.key_id"), primary_key=True),
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("created_at", BigInteger, nullable=False),
     Column("ends_at", BigInteger),
@@ -111,7 +119,7 @@ key_versions = Table(
 key_uses = Table(
     "key_uses",
     metadata,
-    Column("key_id", String(128), primary_key=True),
+    Column("key_id", _KEY_ID, primary_key=True),
     Column("last_used_at", BigInteger, nullable=False),
     Column("static_used_at", BigInteger),
     sqlite_with_rowid=False,
@@ -121,7 +129,7 @@ changes = Table(
     "changes",
     metadata,
     Column("revision", BigInteger, primary_key=True, autoincrement=False),
-    Column("key_id", String(128), nullable=False),
+    Column("key_id", _KEY_ID, nullable=False),
     Column("changed_at", BigInteger, nullable=False),
 )
 
@@ -132,7 +140,7 @@ audit_events = Table(
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("at", BigInteger, nullable=False),
     Column("action", String(64), nullable=False),
-    Column("key_id", String(128)),
+    Column("key_id", _KEY_ID),
     Column("actor", String(128)),
     Column("reason", String(256)),
     Column("ip", String(45)),
@@ -146,7 +154,7 @@ audit_events = Table(
 nonces = Table(
     "nonces",
     metadata,
-    Column("key_id", String(128), primary_key=True),
+    Column("key_id", _KEY_ID, primary_key=True),
     Column("nonce", String(128), primary_key=True),
     Column("expires_at", BigInteger, nullable=False),
     Index("ix_nonces_expires", "expires_at"),
@@ -157,7 +165,7 @@ nonces = Table(
 nonce_counts = Table(
     "nonce_counts",
     metadata,
-    Column("key_id", String(128), primary_key=True),
+    Column("key_id", _KEY_ID, primary_key=True),
     Column("held", Integer, nullable=False),
     sqlite_with_rowid=False,
 )

@@ -182,7 +182,7 @@ class MemoryStore:
         self._append(events)
         for key_id, use in used.items():
             known = self._used.get(key_id, use)
-            self._used[key_id] = Use(use.at, use.static_at or known.static_at)
+            self._used[key_id] = Use(max(use.at, known.at), use.static_at or known.static_at)
 
     def _append(self, events: Sequence[AuditEvent]) -> None:
         for event in events:

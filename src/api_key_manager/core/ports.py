@@ -27,13 +27,16 @@ __all__ = [
     "BEGUN_SECONDS",
     "Ask",
     "Begun",
+    "Changed",
     "Claim",
     "ClaimResult",
     "EmbeddedStore",
+    "Feed",
     "IdempotencyStore",
     "KeyStore",
     "NonceStore",
     "RateLimiter",
+    "Reading",
     "Receipt",
     "Seal",
     "SecretBox",
@@ -133,6 +136,47 @@ def is_embedded(store: KeyStore) -> TypeGuard[EmbeddedStore]:
         callable(getattr(store, name, None))
         for name in ("find_now", "record_now", "find_audit_now")
     )
+
+
+class Changed(NamedTuple):
+    """One entry of the change feed. Two with the same revision are the same change only if all of
+    it is equal: a store that lost commits gives their revisions again."""
+
+    revision: int
+    key_id: str
+    at: int
+    """In microseconds, by the clock of whoever made the change."""
+
+
+class Reading(NamedTuple):
+    """What a reading of the change feed found.
+
+    ``complete``: ``changes`` are all that came after the one that was asked for. Otherwise anything
+    may have changed, and they are some of the last, without a gap, up to ``revision``.
+    """
+
+    revision: int
+    changes: list[Changed]
+    complete: bool
+
+
+class Feed(Protocol):
+    """Where changes are announced, in the order of their revisions."""
+
+    problem: str | None
+    """Why what is read here should not be relied on; ``None`` when it should."""
+
+    async def changed(self) -> bool:
+        """Whether anything may have been written since the last call; cheap."""
+        ...
+
+    async def read(self, after: Changed | None, limit: int) -> Reading:
+        """What came after a change; ``None`` to start with the last ones."""
+        ...
+
+    async def wait(self) -> None:
+        """Return when it is time to look again."""
+        ...
 
 
 class Begun(NamedTuple):

@@ -93,7 +93,7 @@ async def _serve_by_workers(settings: Settings, bound: socket.socket) -> int:
 
     terminal = sys.stdout.isatty()
     async with open_deployment(settings, background=False) as deployment:
-        refuse_unshared_limits(settings, settings.WORKERS, deployment.manager.store)
+        await refuse_unshared_limits(settings, settings.WORKERS, deployment.manager.store)
         await deployment.mint_first_token(on_terminal=terminal)
     greet = _greeter(deployment, bound, terminal=terminal)
     with tempfile.TemporaryDirectory(prefix="akm-", ignore_cleanup_errors=True) as folder:

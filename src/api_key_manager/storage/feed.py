@@ -1,30 +1,113 @@
-"""The change feed of a SQLite file, woken by ``PRAGMA data_version``."""
+"""The change feed: what was changed, in the order in which it was committed."""
 
 from __future__ import annotations
 
-from api_key_manager.storage import scripts
+import asyncio
+from typing import Final
+
+from sqlalchemy import bindparam, func, select, true
+
+from api_key_manager.connections import Script, Statement
+from api_key_manager.connections.tables import changes, deployment
+from api_key_manager.core.ports import Changed, Reading
+from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.sqlite import SqliteDriver
 
-__all__ = ["SqliteFeed"]
+__all__ = ["PollingFeed", "SqliteFeed", "prune", "read"]
+
+_POLL_SECONDS: Final = 0.05
+
+_ROWS = (changes.c.revision, changes.c.key_id, changes.c.changed_at)
+# One statement, and so one state. The row of the last revision that was read comes again: if it
+# is another one now, the store has lost what was read.
+_FEED = Statement(
+    select(deployment.c.revision, *_ROWS)
+    .select_from(deployment.outerjoin(changes, changes.c.revision >= bindparam("b_after")))
+    .order_by(changes.c.revision)
+    .limit(bindparam("b_limit"))
+)
+_LAST = Statement(
+    select(deployment.c.revision, *_ROWS)
+    .select_from(deployment.outerjoin(changes, true()))
+    .order_by(changes.c.revision.desc())
+    .limit(bindparam("b_limit"))
+)
+# The newest row stays: it is what the next reading is compared with.
+_PRUNE = Statement(
+    changes.delete().where(
+        changes.c.changed_at < bindparam("b_before"),
+        changes.c.revision < select(func.max(deployment.c.revision)).scalar_subquery(),
+    )
+)
 
 
-class SqliteFeed:
-    """Announces what any connection to the file has changed.
+def read(after: Changed | None, limit: int) -> Script[Reading]:
+    """The changes after one that was read before, or the last ones of all.
+
+    Args:
+        after: the newest change that is known; ``None`` to get the last ones and start from there.
+        limit: how many changes at most.
+    """
+    if after is None:
+        rows = yield _LAST(b_limit=limit)
+        last = [Changed(*row[1:]) for row in reversed(rows) if row[1] is not None]
+        return Reading(rows[0][0], last, complete=False)
+    rows = yield _FEED(b_after=after.revision, b_limit=limit + 1)
+    revision = rows[0][0]
+    found = [Changed(*row[1:]) for row in rows if row[1] is not None]
+    # Before the first change of all there is nothing that could come again.
+    known = found.pop(0) if found and after.revision > 0 else Changed(0, "", 0)
+    unbroken = [c.revision for c in found] == list(
+        range(after.revision + 1, after.revision + 1 + len(found))
+    )
+    reached = found[-1].revision if found else after.revision
+    if known != after or not unbroken or (reached != revision and len(found) < limit):
+        return Reading(revision, [], complete=False)
+    return Reading(reached, found, complete=True)
+
+
+def prune(before: int) -> Script[None]:
+    """Drop rows that are older than an instant (µs) and that every follower has long read."""
+    yield _PRUNE(b_before=before)
+
+
+class PollingFeed:
+    """The feed of a database that does not tell by itself when it changes.
+
+    Args:
+        driver: of the database.
+        poll: seconds between readings.
+    """
+
+    def __init__(self, driver: Driver, poll: float = _POLL_SECONDS) -> None:
+        self._driver = driver
+        self._poll = poll
+        self.problem: str | None = None
+
+    async def changed(self) -> bool:
+        return True
+
+    async def read(self, after: Changed | None, limit: int) -> Reading:
+        return await self._driver.read(read, after, limit)
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self._poll)
+
+
+class SqliteFeed(PollingFeed):
+    """That of a SQLite file, where ``PRAGMA data_version`` says in 4 µs whether any connection has
+    changed anything.
 
     Args:
         driver: of the file.
     """
 
     def __init__(self, driver: SqliteDriver) -> None:
-        self._driver = driver
+        super().__init__(driver)
+        self._version = driver.data_version
         self._seen: int | None = None
 
-    def changed(self) -> bool:
-        """Whether the file was written since the last call. Costs 4 µs."""
-        version = self._driver.data_version()
+    async def changed(self) -> bool:
+        version = self._version()
         changed, self._seen = version != self._seen, version
         return changed
-
-    def read(self, after: int, limit: int) -> tuple[int, list[str] | None]:
-        """The revision reached, and whose changes led there; see :mod:`~.scripts`."""
-        return self._driver.read(scripts.feed(after, limit), snapshot=True)

@@ -11,7 +11,7 @@ from api_key_manager.connections.tables import deployment, nonce_counts, nonces
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import Claim, ClaimResult
 from api_key_manager.storage import scripts
-from api_key_manager.storage.sqlite import SqliteDriver
+from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.timing import Observe, untold, writes
 
 __all__ = ["SqlNonceStore"]
@@ -63,7 +63,7 @@ class SqlNonceStore:
 
     def __init__(
         self,
-        driver: SqliteDriver,
+        driver: Driver,
         max_per_key: int = MAX_NONCES_PER_KEY,
         *,
         observe: Observe = untold,
@@ -71,27 +71,32 @@ class SqlNonceStore:
         self._driver = driver
         self.observe = observe
         self._max_per_key = max_per_key
-        _, _, self.birth = driver.read(scripts.describe())
+        self._birth: int | None = None
 
     @writes
     async def claim(self, claims: Sequence[Claim], now: float, skew: int) -> list[ClaimResult]:
-        results = [self._too_early(claim, skew) for claim in claims]
+        birth = await self.birth() / MICROSECONDS
+        # A claim of these may have been lost with what came before this database.
+        results = [c.key_since < birth and c.timestamp <= birth + skew for c in claims]
         open_claims = [c for c, refused in zip(claims, results, strict=True) if not refused]
         taken = iter(
-            await self._driver.write(_claim_all(open_claims, self._max_per_key))
+            await self._driver.write(_claim_all, open_claims, self._max_per_key)
             if open_claims
             else ()
         )
         return [ClaimResult.REFUSED if refused else next(taken) for refused in results]
 
-    def _too_early(self, claim: Claim, skew: int) -> bool:
-        """Whether a claim of this nonce may have been lost with what came before this database."""
-        birth = self.birth / MICROSECONDS
-        return claim.key_since < birth and claim.timestamp <= birth + skew
+    async def birth(self) -> int:
+        """Since when (µs) no claim can have been lost."""
+        if self._birth is not None:
+            return self._birth
+        _, _, birth = await self._driver.read(scripts.describe)
+        self._birth = birth
+        return birth
 
     async def prune(self, now: float) -> int:
         """Forget nonces that can no longer be presented; returns how many."""
-        return await self._driver.write(_prune(int(now)))
+        return await self._driver.write(_prune, int(now))
 
 
 def _claim_all(claims: Sequence[Claim], most: int) -> Script[list[ClaimResult]]:

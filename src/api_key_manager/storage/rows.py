@@ -101,5 +101,6 @@ def event_from(row: tuple[Any, ...]) -> AuditEvent:
 
 
 def use_rows(used: Mapping[str, Use]) -> list[tuple[Any, ...]]:
-    """The rows of ``key_uses`` that note last uses."""
-    return [(key_id, use.at, use.static_at) for key_id, use in used.items()]
+    """The rows of ``key_uses`` that note last uses. In one order everywhere: of two transactions
+    with the same rows in different orders, each would wait for the other."""
+    return [(key_id, use.at, use.static_at) for key_id, use in sorted(used.items())]

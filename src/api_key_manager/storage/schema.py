@@ -8,7 +8,7 @@ from pathlib import Path
 
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 
-__all__ = ["HEAD", "KNOWN", "current", "upgrade"]
+__all__ = ["HEAD", "KNOWN", "check_version", "current", "upgrade"]
 
 KNOWN = ("0001",)
 """Every schema version this code knows, oldest first; a test compares them with the scripts."""
@@ -33,12 +33,25 @@ def current(path: Path) -> str | None:
             )
     except sqlite3.Error as error:
         raise ConfigurationError(f"{path} cannot be read as a database: {error}") from None
-    if not rows and tables - {"alembic_version"}:
-        raise ConfigurationError(f"{path} is a database of something else")
-    version = str(rows[0][0]) if rows else None
+    return check_version(str(path), tables, str(rows[0][0]) if rows else None)
+
+
+def check_version(where: str, tables: set[str], version: str | None) -> str | None:
+    """The schema version, if it is one of ours.
+
+    Args:
+        where: the database, in words.
+        tables: the names of all that it has.
+        version: what it says of itself.
+
+    Raises:
+        ConfigurationError: it is of something else, or of a newer version of this software.
+    """
+    if version is None and tables - {"alembic_version"}:
+        raise ConfigurationError(f"{where} is a database of something else")
     if version is not None and version not in KNOWN:
         raise ConfigurationError(
-            f"{path} was made by a newer version (schema {version}, this one knows {HEAD}):"
+            f"{where} was made by a newer version (schema {version}, this one knows {HEAD}):"
             " upgrade api-key-manager-pro, or use the version that made it"
         )
     return version

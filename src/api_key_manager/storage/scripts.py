@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import lru_cache
+from itertools import chain, repeat
+from typing import Any, Final
 
 from sqlalchemy import (
     BindParameter,
@@ -19,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-from api_key_manager.connections import Many, Script, Statement
+from api_key_manager.connections import Many, Rows, Script, Statement
 from api_key_manager.connections.tables import (
     audit_events,
     changes,
@@ -53,28 +55,35 @@ from api_key_manager.storage.rows import (
     version_values,
 )
 
+WAKE_CHANNEL: Final = "akm_changes"
+LOG_LOCK: Final = 0x616B6D_6C6F67
+"""Advisory lock of PostgreSQL, in whose database ours may not be the only tables."""
+
 _KEY: BindParameter[str] = bindparam("b_key_id")
 _KEY_WIDTH = len(KEY_COLUMNS)
+_MOST_IDS: Final = 256
 
-# Hot: one indexed look-up for a key and its live versions.
-_LOAD = Statement(
+_RECORDS = (
     select(*KEY_COLUMNS, *VERSION_COLUMNS)
     .outerjoin_from(keys, key_uses, key_uses.c.key_id == keys.c.key_id)
     .outerjoin(
         key_versions,
         and_(key_versions.c.key_id == keys.c.key_id, key_versions.c.ended.is_(False)),
     )
-    .where(keys.c.key_id == _KEY)
-    .order_by(key_versions.c.version.desc())
 )
+# Hot: one indexed look-up for a key and its live versions.
+_LOAD = Statement(_RECORDS.where(keys.c.key_id == _KEY).order_by(key_versions.c.version.desc()))
 _KEYS = select(*KEY_COLUMNS).outerjoin_from(keys, key_uses, key_uses.c.key_id == keys.c.key_id)
 _NEXT_REVISION = Statement(
     deployment.update().values(revision=deployment.c.revision + 1).returning(deployment.c.revision)
 )
-_REVISION = Statement(select(deployment.c.revision))
 _DEPLOYMENT = Statement(
     select(deployment.c.origin, deployment.c.revision, deployment.c.nonce_birth)
 )
+_NOTIFY = Statement(select(func.pg_notify(WAKE_CHANNEL, "")), only="postgresql")
+# Held to commit, so that the ids of events are in the order in which they become visible: a
+# reader that follows the log by id misses none. SQLite has one writer at a time.
+_LOCK_LOG = Statement(select(func.pg_advisory_xact_lock(LOG_LOCK)), only="postgresql")
 _STORED_REVISION = Statement(select(keys.c.revision).where(keys.c.key_id == _KEY))
 _INSERT_KEY = Statement(keys.insert())
 _UPDATE_KEY = Statement(
@@ -100,7 +109,10 @@ _INSERT_EVENT = Statement(
 _NOTE_USE = Statement(
     key_uses.insert(),
     tail=(
-        " ON CONFLICT (key_id) DO UPDATE SET last_used_at = excluded.last_used_at,"
+        # Several processes write what they saw, in no order: the latest stays.
+        " ON CONFLICT (key_id) DO UPDATE SET last_used_at ="
+        " CASE WHEN excluded.last_used_at > key_uses.last_used_at"
+        " THEN excluded.last_used_at ELSE key_uses.last_used_at END,"
         " static_used_at = coalesce(excluded.static_used_at, key_uses.static_used_at)"
     ),
 )
@@ -115,13 +127,6 @@ _KEEP_ANSWER = Statement(
     .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
     .returning(idempotency.c.scope)
 )
-_FEED = Statement(
-    select(changes.c.revision, changes.c.key_id)
-    .where(changes.c.revision > bindparam("b_after"))
-    .order_by(changes.c.revision)
-    .limit(bindparam("b_limit"))
-)
-_PRUNE_FEED = Statement(changes.delete().where(changes.c.changed_at < bindparam("b_before")))
 _KEYRING = Statement(select(keyring.c.kind, keyring.c.number, keyring.c.wrapped))
 _ANY_KEY = Statement(select(keys.c.key_id).limit(1))
 # The literal lets the partial index answer.
@@ -133,9 +138,36 @@ _LIMITED = Statement(
 _INSERT_WRAPPED = Statement(keyring.insert())
 
 
+@lru_cache(maxsize=16)
+def _load_some(count: int) -> tuple[Statement, tuple[str, ...]]:
+    """The same look-up of many keys, and the names of its parameters."""
+    names = tuple(f"b_key_{i}" for i in range(count))
+    some = keys.c.key_id.in_([bindparam(name) for name in names])
+    newest_first = (keys.c.key_id, key_versions.c.version.desc())
+    return Statement(_RECORDS.where(some).order_by(*newest_first)), names
+
+
 def load(key_id: str) -> Script[ApiKey | None]:
     """A record with its live versions, ``None`` when unknown or deleted."""
-    rows = yield _LOAD(b_key_id=key_id)
+    return _record((yield _LOAD(b_key_id=key_id)))
+
+
+def load_many(key_ids: Sequence[str]) -> Script[list[ApiKey | None]]:
+    """Records in the order of their ids."""
+    if len(key_ids) == 1:
+        return [(yield from load(key_ids[0]))]
+    rows: dict[str, Rows] = {}
+    for at in range(0, len(key_ids), _MOST_IDS):
+        some = key_ids[at : at + _MOST_IDS]
+        # In powers of two, so that few different statements are ever prepared.
+        statement, names = _load_some(1 << (len(some) - 1).bit_length())
+        padded = chain(some, repeat(some[0]))
+        for row in (yield statement(**dict(zip(names, padded)))):  # noqa: B905 - one is endless
+            rows.setdefault(row[0], []).append(row)
+    return [_record(rows.get(key_id, [])) for key_id in key_ids]
+
+
+def _record(rows: Rows) -> ApiKey | None:
     if not rows:
         return None
     versions = tuple(version_from(r[_KEY_WIDTH:]) for r in rows if r[_KEY_WIDTH] is not None)
@@ -143,19 +175,12 @@ def load(key_id: str) -> Script[ApiKey | None]:
     return None if record.deleted_at is not None else record
 
 
-def load_many(key_ids: Sequence[str]) -> Script[list[ApiKey | None]]:
-    """Records in the order of their ids."""
-    found = []
-    for key_id in key_ids:
-        found.append((yield from load(key_id)))
-    return found
-
-
 def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Script[list[ApiKey]]:
     """All changes with their revisions, feed rows, events and receipt."""
     done = []
     for change in wanted:
         done.append((yield from _apply_one(change, seal)))
+    yield _NOTIFY()
     if receipt is not None:
         kept = yield _KEEP_ANSWER(
             b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
@@ -189,14 +214,16 @@ def _apply_one(change: Change, seal: Seal) -> Script[ApiKey]:
         yield _DROP_VERSION(b_key_id=key_id, b_version=version.version)
         yield _INSERT_VERSION(**version_values(key_id, version))
     yield _INSERT_CHANGE(revision=revision, key_id=key_id, changed_at=record.updated_at)
+    yield _LOCK_LOG()
     yield Many(_INSERT_EVENT, change.events)
     return record
 
 
 def record_events(events: Sequence[AuditEvent], used: Mapping[str, Use]) -> Script[None]:
     """Events of validations, and when keys were last used."""
-    yield Many(_INSERT_EVENT, events)
     yield Many(_NOTE_USE, use_rows(used))
+    yield _LOCK_LOG()
+    yield Many(_INSERT_EVENT, events)
 
 
 def versions_of(key_id: str) -> Script[list[KeyVersion]]:
@@ -311,23 +338,6 @@ def find_audit(query: AuditQuery) -> Script[Page[AuditEvent]]:
     page = rows[: query.limit]
     cursor = str(page[-1][0]) if len(rows) > query.limit else None
     return Page([event_from(row[1:]) for row in page], cursor)
-
-
-def feed(after: int, limit: int) -> Script[tuple[int, list[str] | None]]:
-    """The newest revision, and whose changes led there; ``None``: too many or no longer known."""
-    revision = (yield _REVISION())[0][0]
-    if revision == after:
-        return revision, []
-    rows = yield _FEED(b_after=after, b_limit=limit)
-    newest = rows[-1][0] if rows else after
-    # Between the two statements others may have written and pruned: no revision may be missing.
-    complete = newest >= revision > after and newest - after == len(rows)
-    return (newest, [row[1] for row in rows]) if complete else (revision, None)
-
-
-def prune_feed(before: int) -> Script[None]:
-    """Drop rows of the feed that every follower has long read."""
-    yield _PRUNE_FEED(b_before=before)
 
 
 def describe() -> Script[tuple[str, int, int]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from api_key_manager.core.models import (
     ApiKey,
@@ -17,10 +16,15 @@ from api_key_manager.core.models import (
 )
 from api_key_manager.core.ports import Begun, Receipt, Seal
 from api_key_manager.storage import idempotency, scripts
+from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.sqlite import SqliteDriver
 from api_key_manager.storage.timing import Observe, reads, untold, writes
 
-__all__ = ["SqlStore"]
+__all__ = ["SqlStore", "SqliteStore"]
+
+
+def _nobody() -> None:
+    """Is told of changes that nobody waits for."""
 
 
 class SqlStore:
@@ -29,63 +33,78 @@ class SqlStore:
     Args:
         driver: where the scripts run.
         observe: is told how long each operation took.
+        announce: is called after each change that was committed here.
     """
 
-    def __init__(self, driver: SqliteDriver, *, observe: Observe = untold) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        observe: Observe = untold,
+        announce: Callable[[], None] = _nobody,
+    ) -> None:
         self.driver = driver
         self.observe = observe
+        self._announce = announce
 
     @reads
     async def load(self, key_ids: Sequence[str]) -> list[ApiKey | None]:
-        # In this very thread: an indexed row costs less than a trip to another one.
-        return self.driver.read(scripts.load_many(key_ids))
+        return await self.driver.read(scripts.load_many, key_ids)
 
     @writes
     async def apply(
         self, changes: Sequence[Change], seal: Seal, receipt: Receipt | None = None
     ) -> list[ApiKey]:
-        return await self.driver.write(scripts.apply(changes, seal, receipt))
+        done = await self.driver.write(scripts.apply, changes, seal, receipt)
+        self._announce()
+        return done
 
     @reads
     async def find(self, query: KeyQuery) -> Page[ApiKey]:
-        return await asyncio.to_thread(self.find_now, query)
-
-    def find_now(self, query: KeyQuery) -> Page[ApiKey]:
-        return self.driver.read_aside(scripts.find(query))
+        return await self.driver.read_aside(scripts.find, query)
 
     @reads
     async def versions(self, key_id: str) -> list[KeyVersion]:
-        return self.driver.read(scripts.versions_of(key_id))
+        return await self.driver.read(scripts.versions_of, key_id)
 
     @reads
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
-        return self.driver.read(scripts.ending(before, limit), snapshot=True)
+        return await self.driver.read_aside(scripts.ending, before, limit)
 
     @reads
     async def count(self, realm: str, now: int) -> dict[str, int]:
-        return await asyncio.to_thread(self.driver.read_aside, scripts.count(realm, now))
+        return await self.driver.read_aside(scripts.count, realm, now)
 
     @writes
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
-        await self.driver.write(scripts.record_events(events, used))
-
-    def record_now(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
-        self.driver.write_now(scripts.record_events(events, used))
+        await self.driver.write(scripts.record_events, events, used)
 
     @reads
     async def find_audit(self, query: AuditQuery) -> Page[AuditEvent]:
-        return await asyncio.to_thread(self.find_audit_now, query)
-
-    def find_audit_now(self, query: AuditQuery) -> Page[AuditEvent]:
-        return self.driver.read_aside(scripts.find_audit(query))
+        return await self.driver.read_aside(scripts.find_audit, query)
 
     @writes
     async def begin(self, scope: str, key: str, fingerprint: bytes, now: int) -> Begun:
-        return await self.driver.write(idempotency.begin(scope, key, fingerprint, now))
+        return await self.driver.write(idempotency.begin, scope, key, fingerprint, now)
 
     @writes
     async def abandon(self, scope: str, key: str) -> None:
-        await self.driver.write(idempotency.abandon(scope, key))
+        await self.driver.write(idempotency.abandon, scope, key)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self.driver.close)
+        await self.driver.close()
+
+
+class SqliteStore(SqlStore):
+    """One in this process, which answers plain calls too."""
+
+    driver: SqliteDriver
+
+    def find_now(self, query: KeyQuery) -> Page[ApiKey]:
+        return self.driver.read_aside_now(scripts.find, query)
+
+    def record_now(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
+        self.driver.write_now(scripts.record_events, events, used)
+
+    def find_audit_now(self, query: AuditQuery) -> Page[AuditEvent]:
+        return self.driver.read_aside_now(scripts.find_audit, query)

@@ -45,16 +45,29 @@ async def upgrade(settings: Settings) -> str:
     Raises:
         ConfigurationError, StorageError: it cannot be done.
     """
-    path = _file(settings)
-    before = current(path) if path.exists() else None
+    name, before = await _schema(settings)
     async with open_deployment(settings, background=False):
         pass
     if before == HEAD:
-        return f"{path} is up to date (schema {HEAD})"
-    return f"{path}: schema {before} -> {HEAD}" if before else f"{path} was made (schema {HEAD})"
+        return f"{name} is up to date (schema {HEAD})"
+    return f"{name}: schema {before} -> {HEAD}" if before else f"{name} was made (schema {HEAD})"
+
+
+async def _schema(settings: Settings) -> tuple[str, str | None]:
+    """The database in words, and its schema version."""
+    if settings.on_network:
+        from api_key_manager.wiring.postgres import current_of, name_of
+
+        return name_of(settings.DATABASE_URL), await current_of(settings.DATABASE_URL)
+    path = _file(settings)
+    return str(path), await asyncio.to_thread(current, path) if path.exists() else None
 
 
 def _file(settings: Settings) -> Path:
+    if settings.on_network:
+        raise ConfigurationError(
+            "DATABASE_URL: a PostgreSQL database is copied by its own tools, as pg_dump"
+        )
     path = database_path(settings)
     if path is None:
         raise ConfigurationError("DATABASE_URL: memory:// has no file to look after")
@@ -96,26 +109,26 @@ def _copy(path: Path, target: Path, progress: Callable[[int, int], None] | None)
         raise
     finally:
         if driver is not None:
-            driver.close()
+            driver.close_now()
 
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     """Check settings, files, keys and records; yields what it finds as it goes."""
-    path = database_path(settings)
-    if path is None:
+    if settings.DATABASE_URL == "memory://":
         yield Finding("warning", "database", "keys live in memory and end with the process")
         return
-    if not path.exists():
+    path = database_path(settings)
+    if path is not None and not path.exists():
         yield Finding("error", "database", f"there is no database at {path}")
         return
     try:
-        await asyncio.to_thread(current, path)
-    except ConfigurationError as error:
+        name, _ = await _schema(settings)
+    except (ConfigurationError, StorageError) as error:
         yield Finding("error", "database", str(error))
         return
     try:
         async with open_deployment(settings, create=False, background=False) as deployment:
-            yield Finding("ok", "database", f"{path}, schema {HEAD}")
+            yield Finding("ok", "database", f"{name}, schema {HEAD}")
             yield Finding("ok", "master key", f"{deployment.master_key} opens the database")
             for finding in _files(settings, path, deployment):
                 yield finding
@@ -127,9 +140,10 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("error", "database", str(error))
 
 
-def _files(settings: Settings, path: Path, deployment: Deployment) -> list[Finding]:
+def _files(settings: Settings, path: Path | None, deployment: Deployment) -> list[Finding]:
     found = []
-    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    private = path is None or os.name != "posix" or not stat.S_IMODE(path.stat().st_mode) & 0o077
+    if not private:
         found.append(Finding("warning", "database", f"others may read it: chmod 600 {path}"))
     if settings.AKM_ADMIN_TOKEN:
         found.append(
@@ -156,7 +170,7 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
     last = ""
     # Whatever its row says of it: an edit may have put a key into another realm, or erased it.
     while isinstance(store, SqlStore):
-        page = await asyncio.to_thread(store.driver.read_aside, scripts.every(last, _PAGE))
+        page = await store.driver.read_aside(scripts.every, last, _PAGE)
         if not page:
             break
         for record in page:

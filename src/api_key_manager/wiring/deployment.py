@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,17 +11,16 @@ from typing import Any
 
 from api_key_manager.cache import Follower
 from api_key_manager.config import Settings
-from api_key_manager.core.exceptions import ConfigurationError, EncryptionError, StorageError
+from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.core.manager import KeyManager
-from api_key_manager.core.memory import MemoryIdempotency, MemoryStore
-from api_key_manager.core.ports import IdempotencyStore
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.core.validator import AsyncAPIKeyValidator
-from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, WrappedKey
-from api_key_manager.storage import SqliteDriver, SqlNonceStore, SqlStore, scripts, upgrade
-from api_key_manager.storage.feed import SqliteFeed
+from api_key_manager.storage import SqlNonceStore, SqlStore
+from api_key_manager.storage.feed import prune as prune_feed
 from api_key_manager.storage.idempotency import prune as prune_requests
+from api_key_manager.wiring.backend import Backend
+from api_key_manager.wiring.backends import open_backend
 from api_key_manager.wiring.exposition import Exposition
 from api_key_manager.wiring.first_token import mint_first_token
 from api_key_manager.wiring.limits import (
@@ -32,7 +29,7 @@ from api_key_manager.wiring.limits import (
     refuse_unshared_limits,
 )
 from api_key_manager.wiring.observing import Observing
-from api_key_manager.wiring.places import database_path, find_master_key, key_path
+from api_key_manager.wiring.places import key_path
 from api_key_manager.wiring.supervisor import Supervisor, every
 from api_key_manager.wiring.worker import Worker
 
@@ -51,6 +48,7 @@ class Deployment:
     Attributes:
         settings: what it was made from.
         manager: ready for use.
+        backend: its stores.
         idempotency: requests that may be sent again.
         database: where the data is, in words.
         master_key: where the master key is, in words.
@@ -64,16 +62,15 @@ class Deployment:
         self,
         settings: Settings,
         manager: KeyManager,
-        idempotency: IdempotencyStore,
-        database: str,
-        master_key: str,
+        backend: Backend,
         observing: Observing,
     ) -> None:
         self.settings = settings
         self.manager = manager
-        self.idempotency = idempotency
-        self.database = database
-        self.master_key = master_key
+        self.backend = backend
+        self.idempotency = backend.idempotency
+        self.database = backend.name
+        self.master_key = backend.master_key
         self.first_token: str | None = None
         self.first_token_file: Path | None = None
         self.follower: Follower | None = None
@@ -129,9 +126,8 @@ class Deployment:
         if self.settings.AKM_ADMIN_TOKEN:
             return
         file = None
-        store = self.manager.store
-        if not on_terminal and isinstance(store, SqlStore):
-            origin, _, _ = store.driver.read(scripts.describe())
+        origin = self.backend.origin
+        if not on_terminal and origin is not None:
             file = key_path(self.settings, origin).parent / f"{origin}.admin-token"
         self.first_token = await mint_first_token(self.manager, file)
         self.first_token_file = file if self.first_token else None
@@ -147,7 +143,7 @@ class Deployment:
         if self.observing.publishes:
             await self.exposition.publish(ended=True)
         await self.observing.close()
-        await self.manager.store.close()
+        await self.backend.close()
 
 
 @asynccontextmanager
@@ -157,8 +153,8 @@ async def open_manager(
     """A manager on a database, with caching and batched audit writes.
 
     Args:
-        url_or_settings: ``sqlite:///path/to/file.db``, ``memory://``, or settings; the
-            environment and ``.env`` when left out.
+        url_or_settings: ``sqlite:///path/to/file.db``, ``memory://``, ``postgresql://…``, or
+            settings; the environment and ``.env`` when left out.
         **overrides: settings by name, as ``TOKEN_PREFIX="acme"``.
 
     Raises:
@@ -175,7 +171,7 @@ async def open_manager(
             overrides["DATABASE_URL"] = url_or_settings
         settings = Settings.load(**overrides)
     async with open_deployment(settings) as deployment:
-        refuse_unshared_limits(settings, settings.WORKERS, deployment.manager.store)
+        await refuse_unshared_limits(settings, settings.WORKERS, deployment.manager.store)
         yield deployment.manager
 
 
@@ -203,128 +199,68 @@ async def open_deployment(
         StorageError: the database cannot be opened.
     """
     settings.require_built()
-    path = database_path(settings)
     observing = Observing(worker, opentelemetry=opentelemetry)
     try:
-        deployment = (
-            _in_memory(settings, observing, background=background)
-            if path is None
-            else await _on_sqlite(settings, path, observing, create=create, background=background)
-        )
+        backend = await open_backend(settings, observing, create=create, background=background)
     except BaseException:
         await observing.close()
         raise
+    deployment = _deployment(settings, backend, observing, background=background)
     try:
         if background:
-            _start(deployment)
+            await _start(deployment)
         yield deployment
     finally:
         await deployment.close()
 
 
-def _validator(settings: Settings) -> AsyncAPIKeyValidator:
-    return AsyncAPIKeyValidator(
-        validation_window_minutes=settings.VALIDATION_WINDOW_MINUTES,
-        clock_skew_tolerance_seconds=settings.CLOCK_SKEW_TOLERANCE_SECONDS,
-        cache_ttl_seconds=settings.CACHE_TTL_SECONDS,
-        allow_static_signatures=settings.ALLOW_STATIC_SIGNATURES,
+def _deployment(
+    settings: Settings, backend: Backend, observing: Observing, *, background: bool
+) -> Deployment:
+    store = backend.store
+    # Without a follower the cache has no lease: every record is read anew.
+    cache = RecordCache(
+        settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=backend.origin is None
     )
-
-
-def _limits(settings: Settings) -> dict[str, Any]:
-    return {
-        "default_limits": default_limits(settings),
-        "limits_shared": limits_are_shared(settings, settings.WORKERS),
-    }
-
-
-def _in_memory(settings: Settings, observing: Observing, *, background: bool) -> Deployment:
-    idempotency = MemoryIdempotency()
-    store = MemoryStore(receipts=idempotency)
     manager = KeyManager(
-        _validator(settings),
+        AsyncAPIKeyValidator(
+            validation_window_minutes=settings.VALIDATION_WINDOW_MINUTES,
+            clock_skew_tolerance_seconds=settings.CLOCK_SKEW_TOLERANCE_SECONDS,
+            cache_ttl_seconds=settings.CACHE_TTL_SECONDS,
+            allow_static_signatures=settings.ALLOW_STATIC_SIGNATURES,
+        ),
         store=store,
+        box=backend.box,
+        nonces=backend.nonces,
         prefix=settings.TOKEN_PREFIX,
         nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
-        cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=True),
+        cache=cache,
         recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
         tally=observing.tracing.tally,
         background=background,
-        **_limits(settings),
+        default_limits=default_limits(settings),
+        limits_shared=limits_are_shared(settings, settings.WORKERS),
     )
-    return Deployment(
-        settings, manager, idempotency, "in memory, gone when this process ends", "none needed",
-        observing,
-    )  # fmt: skip
+    return Deployment(settings, manager, backend, observing)
 
 
-async def _on_sqlite(
-    settings: Settings, path: Path, observing: Observing, *, create: bool, background: bool
-) -> Deployment:
-    await asyncio.to_thread(_prepare, path, create)
-    worker = observing.worker
-    driver = SqliteDriver(path, turns=None if worker is None else worker.folder)
-    try:
-        box, where = await _open_box(settings, driver)
-        observe = observing.meter.operation
-        store = SqlStore(driver, observe=observe)
-        manager = KeyManager(
-            _validator(settings),
-            store=store,
-            box=box,
-            nonces=SqlNonceStore(driver, observe=observe),
-            prefix=settings.TOKEN_PREFIX,
-            nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
-            # Without a follower the cache has no lease: every record is read anew.
-            cache=RecordCache(settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=False),
-            recorder=Recorder(store, validations=settings.AUDIT_VALIDATIONS),
-            tally=observing.tracing.tally,
-            background=background,
-            **_limits(settings),
-        )
-    except BaseException:
-        await asyncio.to_thread(driver.close)
-        raise
-    return Deployment(settings, manager, store, str(path), where, observing)
-
-
-def _prepare(path: Path, create: bool) -> None:
-    if not create and not path.exists():
-        raise ConfigurationError(
-            f"there is no database at {path}: `akm serve` or `akm db upgrade` makes one,"
-            " DATABASE_URL names another"
-        )
-    upgrade(path)
-
-
-async def _open_box(settings: Settings, driver: SqliteDriver) -> tuple[EnvelopeBox, str]:
-    origin, _, _ = driver.read(scripts.describe())
-    known, empty = driver.read(scripts.read_keyring()), driver.read(scripts.is_empty())
-    if not (known or empty):
-        raise ConfigurationError(f"{driver.path} cannot be used: its keys lost their data keys")
-    master = find_master_key(settings, driver.path, origin, make=not known)
-    if not known:
-        minted = [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)]
-        # Of two first starts at once the one that comes second uses what the first put in.
-        known = await driver.write(scripts.found_keyring(minted, time.time_ns() // 1000))
-    try:
-        box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in known]))
-    except EncryptionError as error:
-        raise ConfigurationError(f"{driver.path} cannot be used: {error}") from None
-    return box, master.source
-
-
-def _start(deployment: Deployment) -> None:
+async def _start(deployment: Deployment) -> None:
     manager, supervisor, settings = deployment.manager, deployment.supervisor, deployment.settings
-    store = manager.store
-    if isinstance(store, SqlStore):
+    store, backend = manager.store, deployment.backend
+    if backend.feed is not None:
         deployment.follower = Follower(
-            SqliteFeed(store.driver), manager.records, bound=settings.REVOCATION_BOUND_SECONDS
+            backend.feed,
+            manager.records,
+            bound=settings.REVOCATION_BOUND_SECONDS,
+            max_stale=settings.max_stale_seconds,
         )
-        deployment.follower.catch_up()
-        deployment.follower.problem = None
+        await deployment.follower.catch_up()
+        deployment.follower.problem = backend.feed.problem
         supervisor.start("follower", deployment.follower.run)
+    if isinstance(store, SqlStore):
         supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
+    for name, work in backend.tasks.items():
+        supervisor.start(name, work)
     observing, publish = deployment.observing, deployment.exposition.publish
     observing.start(deployment.exposition)
     if observing.publishes:
@@ -341,8 +277,8 @@ async def _prune(deployment: Deployment, store: SqlStore) -> None:
     try:
         while await SqlNonceStore(store.driver).prune(now):
             pass
-        while await store.driver.write(prune_requests(int(now * 1_000_000))):
+        while await store.driver.write(prune_requests, int(now * 1_000_000)):
             pass
-        await store.driver.write(scripts.prune_feed(int((now - _FEED_KEPT_SECONDS) * 1_000_000)))
+        await store.driver.write(prune_feed, int((now - _FEED_KEPT_SECONDS) * 1_000_000))
     except StorageError as error:
         _log.warning("what has ended could not be removed: %s", error)

@@ -23,7 +23,7 @@ def limits_are_shared(settings: Settings, workers: int) -> bool:
     return workers == 1 or bool(settings.REDIS_URL)
 
 
-def refuse_unshared_limits(settings: Settings, workers: int, store: KeyStore) -> None:
+async def refuse_unshared_limits(settings: Settings, workers: int, store: KeyStore) -> None:
     """Refuse to start workers that would each count for themselves. Asked once, before any starts.
 
     Every one of them would let a key through anew, so that ``WORKERS=4`` made four times the limit.
@@ -39,7 +39,7 @@ def refuse_unshared_limits(settings: Settings, workers: int, store: KeyStore) ->
             " for themselves: use WORKERS=1, or RATE_LIMIT_ENABLED=false"
         )
     if isinstance(store, SqlStore):
-        count, one = store.driver.read(scripts.limited())
+        count, one = await store.driver.read(scripts.limited)
         if count:
             raise ConfigurationError(
                 f"{count} {'key has' if count == 1 else 'keys have'} rate limits ({one}"

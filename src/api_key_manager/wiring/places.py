@@ -10,12 +10,12 @@ from api_key_manager.config.kinds import decode_master_key
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.encryption import MasterKey, make_key_file, read_key_file
 
-__all__ = ["database_path", "find_master_key", "key_path"]
+__all__ = ["database_path", "find_master_key", "key_path", "read_shared_master_key"]
 
 
 def database_path(settings: Settings) -> Path | None:
-    """The absolute path of the SQLite file, ``None`` for keys in memory."""
-    if settings.DATABASE_URL == "memory://":
+    """The absolute path of the SQLite file, ``None`` when there is none."""
+    if settings.DATABASE_URL == "memory://" or settings.on_network:
         return None
     return Path(settings.DATABASE_URL.removeprefix("sqlite:///")).absolute()
 
@@ -64,4 +64,25 @@ def find_master_key(settings: Settings, database: Path, origin: str, *, make: bo
             f"the master key of {database} is missing: looked at {path};"
             " put it back there, or set AKM_MASTER_KEY or AKM_MASTER_KEY_FILE"
         )
+    return key
+
+
+def read_shared_master_key(settings: Settings, origin: str, *, make: bool) -> MasterKey:
+    """The master key of a database that several nodes share: theirs is the same, so none is made.
+
+    Raises:
+        ConfigurationError: there is none, or it is unusable.
+    """
+    if settings.AKM_MASTER_KEY:
+        return MasterKey(decode_master_key(settings.AKM_MASTER_KEY), "AKM_MASTER_KEY")
+    if not settings.AKM_MASTER_KEY_FILE:
+        raise ConfigurationError(
+            "DATABASE_URL=postgresql://… needs AKM_MASTER_KEY, the same on every node:"
+            " `openssl rand -base64 32` makes one for a new database"
+        )
+    path = Path(settings.AKM_MASTER_KEY_FILE).absolute()
+    key = read_key_file(path, decode_master_key)
+    if key is None:
+        what = "a new one" if make else f"the one of database {origin}"
+        raise ConfigurationError(f"AKM_MASTER_KEY_FILE: {path} is not there: put {what} there")
     return key

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from api_key_manager.core.exceptions import StorageError
 
-__all__ = ["config", "run"]
+__all__ = ["config", "migrate", "run"]
 
 _BUSY_SECONDS = 30.0
 
@@ -24,6 +24,11 @@ def config(connection: Connection | None = None) -> Config:
     settings.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     settings.attributes["connection"] = connection
     return settings
+
+
+def migrate(connection: Connection) -> None:
+    """Run what is missing, in the transaction that was begun on this connection."""
+    command.upgrade(config(connection), "head")
 
 
 def run(path: Path) -> None:
@@ -47,7 +52,7 @@ def run(path: Path) -> None:
     try:
         _switch_to_wal(path)
         with engine.begin() as connection:
-            command.upgrade(config(connection), "head")
+            migrate(connection)
     except (exc.SQLAlchemyError, sqlite3.Error) as error:
         cause = getattr(error, "orig", None) or error
         raise StorageError(f"{path} cannot be migrated: {cause}") from None

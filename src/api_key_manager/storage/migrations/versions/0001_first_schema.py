@@ -14,6 +14,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Make the tables and the one row of the deployment."""
+    key_id = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
     deployment = op.create_table(
         "deployment",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
@@ -32,7 +33,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "keys",
-        sa.Column("key_id", sa.String(128), primary_key=True),
+        sa.Column("key_id", key_id, primary_key=True),
         sa.Column("kind", sa.String(8), nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("updated_at", sa.BigInteger, nullable=False),
@@ -57,15 +58,15 @@ def upgrade() -> None:
         sa.Column("next_end_at", sa.BigInteger),
     )
     op.create_index("ix_keys_realm", "keys", ["realm", "key_id"])
-    op.create_index(
-        "ix_keys_next_end", "keys", ["next_end_at"], sqlite_where=sa.text("next_end_at IS NOT NULL")
-    )
-    op.create_index(
-        "ix_keys_limited", "keys", ["key_id"], sqlite_where=sa.text("rate_limits <> '[]'")
-    )
+    for name, column, condition in (
+        ("ix_keys_next_end", "next_end_at", "next_end_at IS NOT NULL"),
+        ("ix_keys_limited", "key_id", "rate_limits <> '[]'"),
+    ):
+        where = sa.text(condition)
+        op.create_index(name, "keys", [column], sqlite_where=where, postgresql_where=where)
     op.create_table(
         "key_versions",
-        sa.Column("key_id", sa.String(128), sa.ForeignKey("keys.key_id"), primary_key=True),
+        sa.Column("key_id", key_id, sa.ForeignKey("keys.key_id"), primary_key=True),
         sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("ends_at", sa.BigInteger),
@@ -76,7 +77,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "key_uses",
-        sa.Column("key_id", sa.String(128), primary_key=True),
+        sa.Column("key_id", key_id, primary_key=True),
         sa.Column("last_used_at", sa.BigInteger, nullable=False),
         sa.Column("static_used_at", sa.BigInteger),
         sqlite_with_rowid=False,
@@ -84,7 +85,7 @@ def upgrade() -> None:
     op.create_table(
         "changes",
         sa.Column("revision", sa.BigInteger, primary_key=True, autoincrement=False),
-        sa.Column("key_id", sa.String(128), nullable=False),
+        sa.Column("key_id", key_id, nullable=False),
         sa.Column("changed_at", sa.BigInteger, nullable=False),
     )
     op.create_table(
@@ -92,7 +93,7 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("at", sa.BigInteger, nullable=False),
         sa.Column("action", sa.String(64), nullable=False),
-        sa.Column("key_id", sa.String(128)),
+        sa.Column("key_id", key_id),
         sa.Column("actor", sa.String(128)),
         sa.Column("reason", sa.String(256)),
         sa.Column("ip", sa.String(45)),
@@ -104,7 +105,7 @@ def upgrade() -> None:
     op.create_index("ix_audit_key", "audit_events", ["key_id", "id"])
     op.create_table(
         "nonces",
-        sa.Column("key_id", sa.String(128), primary_key=True),
+        sa.Column("key_id", key_id, primary_key=True),
         sa.Column("nonce", sa.String(128), primary_key=True),
         sa.Column("expires_at", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
@@ -112,7 +113,7 @@ def upgrade() -> None:
     op.create_index("ix_nonces_expires", "nonces", ["expires_at"])
     op.create_table(
         "nonce_counts",
-        sa.Column("key_id", sa.String(128), primary_key=True),
+        sa.Column("key_id", key_id, primary_key=True),
         sa.Column("held", sa.Integer, nullable=False),
         sqlite_with_rowid=False,
     )

@@ -1,0 +1,97 @@
+"""Brings a PostgreSQL database to this version's schema, or refuses it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from api_key_manager.core.exceptions import StorageError
+from api_key_manager.storage.postgres import ERRORS, storage_error
+from api_key_manager.storage.schema import HEAD, check_version
+
+__all__ = ["current_of", "name_of", "upgrade_at"]
+
+_CONNECT_SECONDS: Final = 10.0
+_MIGRATE_SECONDS: Final = 600.0
+# Of advisory locks: whoever migrates holds it to the end of the transaction.
+_LOCK: Final = 0x616B6D_6D6967
+
+
+def name_of(url: str) -> str:
+    """The database of a URL, without user and password."""
+    parts = urlsplit(url)
+    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+async def current_of(url: str) -> str | None:
+    """The schema version of a database, ``None`` for an empty one.
+
+    Raises:
+        ConfigurationError: it is of something else, or of a newer version of this software.
+        StorageError: it cannot be read.
+    """
+    try:
+        connection = await _connect(url)
+    except ERRORS as error:
+        raise storage_error(error) from None
+    try:
+        rows = await connection.fetch(
+            "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+        )
+        tables = {row[0] for row in rows}
+        version = (
+            await connection.fetchval("SELECT version_num FROM alembic_version")
+            if "alembic_version" in tables
+            else None
+        )
+    except ERRORS as error:
+        raise storage_error(error) from None
+    finally:
+        connection.terminate()
+    return check_version(name_of(url), tables, version)
+
+
+async def upgrade_at(url: str) -> bool:
+    """Run the migrations that are missing, in one transaction; says whether there were any.
+
+    Of several nodes that start at once one migrates, and the others wait for it.
+
+    Raises:
+        ConfigurationError: it is no database of this software, or a newer one.
+        StorageError: it cannot be read or changed.
+    """
+    if await current_of(url) == HEAD:
+        return False
+    # Slow to import, and needed once per schema version.
+    from sqlalchemy import exc, text
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    from api_key_manager.storage.migrations import migrate
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: _connect(url), poolclass=NullPool
+    )
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            await connection.run_sync(migrate)
+    except exc.DBAPIError as error:
+        cause = getattr(error.orig, "__cause__", None)
+        if not isinstance(cause, ERRORS):
+            raise StorageError("the database cannot be migrated") from None
+        raise storage_error(cause) from None
+    except ERRORS as error:
+        raise storage_error(error) from None
+    finally:
+        await engine.dispose()
+    return True
+
+
+async def _connect(url: str) -> Any:
+    return await asyncpg.connect(
+        url, timeout=_CONNECT_SECONDS, command_timeout=_MIGRATE_SECONDS,
+        server_settings={"application_name": "api-key-manager", "timezone": "UTC"},
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""One set of stores, and the box that goes with a database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from api_key_manager.core.exceptions import ConfigurationError, EncryptionError
+from api_key_manager.core.ports import Feed, IdempotencyStore, KeyStore, NonceStore, SecretBox
+from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey, WrappedKey
+from api_key_manager.storage import Driver, scripts
+from api_key_manager.wiring.supervisor import Work
+
+__all__ = ["Backend", "open_box"]
+
+
+async def _nothing() -> None:
+    """There is nothing more to close."""
+
+
+@dataclass
+class Backend:
+    """One set of stores, open.
+
+    Attributes:
+        name: where the data is, in words.
+        master_key: where the master key is, in words.
+        origin: of the database; ``None`` when it ends with the process.
+        feed: what others change is announced here; ``None`` when nobody else can.
+        knock: tells the feed to look; for wake-ups that come by other ways.
+        tasks: what has to run meanwhile, by name.
+    """
+
+    store: KeyStore
+    idempotency: IdempotencyStore
+    name: str
+    master_key: str
+    nonces: NonceStore | None = None
+    box: SecretBox | None = None
+    origin: str | None = None
+    feed: Feed | None = None
+    knock: Callable[[], None] = lambda: None
+    tasks: Mapping[str, Work] = field(default_factory=dict)
+    close_more: Callable[[], Awaitable[None]] = _nothing
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of everything."""
+        await self.close_more()
+        await self.store.close()
+
+
+async def open_box(
+    driver: Driver, name: str, find: Callable[..., MasterKey]
+) -> tuple[EnvelopeBox, str, str]:
+    """The box of a database, its origin, and where the master key is."""
+    origin, _, _ = await driver.read(scripts.describe)
+    known = await driver.read(scripts.read_keyring)
+    empty = await driver.read(scripts.is_empty)
+    if not (known or empty):
+        raise ConfigurationError(f"{name} cannot be used: its keys lost their data keys")
+    master = find(origin, make=not known)
+    if not known:
+        minted = [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)]
+        # Of two first starts at once the one that comes second uses what the first put in.
+        known = await driver.write(scripts.found_keyring, minted, time.time_ns() // 1000)
+    try:
+        box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in known]))
+    except EncryptionError as error:
+        raise ConfigurationError(f"{name} cannot be used: {error}") from None
+    return box, origin, master.source

@@ -1,0 +1,62 @@
+"""A deployment on PostgreSQL, which several nodes share."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from api_key_manager.config import Settings
+from api_key_manager.core.exceptions import ConfigurationError
+from api_key_manager.storage import SqlNonceStore, SqlStore, scripts
+from api_key_manager.storage.postgres import PostgresDriver
+from api_key_manager.storage.postgres_feed import PostgresFeed
+from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
+from api_key_manager.wiring.backend import Backend, open_box
+from api_key_manager.wiring.observing import Observing
+from api_key_manager.wiring.places import read_shared_master_key
+from api_key_manager.wiring.supervisor import every
+
+__all__ = ["current_of", "name_of", "open_postgres"]
+
+_POLL_SECONDS: Final = 0.5
+_LISTEN_AGAIN_SECONDS: Final = 1.0
+
+
+async def open_postgres(
+    settings: Settings, observing: Observing, *, create: bool, background: bool
+) -> Backend:
+    """See :func:`~api_key_manager.wiring.backends.open_backend`."""
+    url, seconds = settings.DATABASE_URL, settings.DATABASE_TIMEOUT_SECONDS
+    name = name_of(url)
+    if not create and await current_of(url) is None:
+        raise ConfigurationError(f"{name} is empty: `akm serve` or `akm db upgrade` makes it ready")
+    await upgrade_at(url)
+    driver = await PostgresDriver.open(
+        url, connections=settings.DATABASE_CONNECTIONS, seconds=seconds
+    )
+    following: PostgresDriver | None = None
+    try:
+        find = partial(read_shared_master_key, settings)
+        box, origin, where = await open_box(driver, name, find)
+        observe = observing.meter.operation
+        store = SqlStore(driver, observe=observe)
+        nonces = SqlNonceStore(driver, observe=observe)
+        backend = Backend(store, store, name, where, nonces, box, origin)
+        if background:
+            bound = settings.REVOCATION_BOUND_SECONDS
+            following = await PostgresDriver.open(url, connections=1, seconds=bound / 2)
+            feed = PostgresFeed(
+                following,
+                poll=min(_POLL_SECONDS, bound / 4),
+                skew=settings.CLOCK_SKEW_TOLERANCE_SECONDS,
+            )
+            backend.feed, backend.knock, backend.close_more = feed, feed.knock, following.close
+            listen = partial(following.listen, scripts.WAKE_CHANNEL, feed.knock)
+            # Only the delay grows while nobody listens.
+            backend.tasks = {"listener": every(_LISTEN_AGAIN_SECONDS, listen)}
+        return backend
+    except BaseException:
+        if following is not None:
+            await following.close()
+        await driver.close()
+        raise
