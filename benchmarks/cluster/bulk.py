@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
+from secrets import token_bytes
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -24,7 +25,7 @@ import asyncpg
 from api_key_manager.connections.tables import audit_events, changes, key_versions, keys
 from api_key_manager.core.models import ApiKey, AuditEvent
 from api_key_manager.core.records import seal_record
-from api_key_manager.core.tokens import mint_id, mint_token
+from api_key_manager.core.tokens import ALPHABET, checksum
 from api_key_manager.encryption import EnvelopeBox, Keyring, MasterKey, WrappedKey
 from api_key_manager.storage.rows import key_values, version_values
 from scripts.cluster import Cluster
@@ -118,9 +119,11 @@ def _build(
     box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in ring]))
     texts: list[list[str]] = [[], [], [], []]
     tokens = []
+    secrets = _random(size, 30)
     # In the order of their ids, so that an index page is written once and not in every row.
-    for at, key_id in enumerate(sorted(mint_id() for _ in range(size)), revision + 1):
-        token = mint_token(_PREFIX, key_id)
+    for at, key_id in enumerate(sorted(_random(size, 16)), revision + 1):
+        text = f"{_PREFIX}_{key_id}_{secrets.pop()}"
+        token = text + checksum(text)
         version = seal_record(box, key_id, 1, token, "bearer", now)
         record = ApiKey(key_id, "bearer", now, now, (version,), prefix=_PREFIX, revision=at)
         record = replace(record, mac=box.record_mac(record))
@@ -131,6 +134,19 @@ def _build(
         texts[3].append(_line(AuditEvent(now, "key_imported", key_id, "bench")))
         tokens.append(token)
     return _Chunk(revision, ["".join(lines).encode() for lines in texts], tokens)
+
+
+_LETTERS = bytes(ord(ALPHABET[byte % 62]) for byte in range(256))
+_UNEVEN = bytes(range(248, 256))
+
+
+def _random(count: int, length: int) -> list[str]:
+    """So many random texts of base62, as :mod:`core.tokens` mints them, but all at once."""
+    text = ""
+    while len(text) < count * length:
+        # Without the uppermost bytes every letter is as likely as the others.
+        text += token_bytes(count * length).translate(_LETTERS, _UNEVEN).decode()
+    return [text[at * length : (at + 1) * length] for at in range(count)]
 
 
 _ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})

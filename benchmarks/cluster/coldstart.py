@@ -11,13 +11,14 @@ import asyncpg
 from benchmarks.cluster.bulk import load_keys
 from benchmarks.cluster.crowd import Crowd
 from benchmarks.cluster.figures import Table, percentile
+from benchmarks.cluster.reads import most_connections, reads
 from scripts.cluster import Cluster
 
 METHOD = """\
 {keys} keys are loaded; all nodes are stopped and started again{flushed}. Then each key is
 validated once, over {connections} connections spread over the nodes, as fast as the answers come;
 then all once more over the same connections, which is the steady state. Reads are look-ups in
-`keys` by its primary key, and passes over the whole table, by PostgreSQL's own statistics."""
+`keys` by its primary key, and rows read without an index, by PostgreSQL's own statistics."""
 _CONNECTIONS = 192
 
 
@@ -61,13 +62,13 @@ async def _restart_and_ask(cluster: Cluster, tokens: list[str], *, flushed: bool
     urls, admin = cluster.node_urls, cluster.material.admin_token
     statistics = await asyncpg.connect(cluster.postgres.url)
     try:
-        before = await _reads(statistics)
-        most = asyncio.create_task(_most_connections(statistics))
+        before = await reads(statistics)
+        most = asyncio.create_task(most_connections(statistics))
         crowd = Crowd(urls, admin, _CONNECTIONS)
         cold = await crowd.ask(tokens)
         most.cancel()
         connections = await most
-        after = await _reads(statistics)
+        read = (await reads(statistics)).since(before)
         warm = await crowd.ask(tokens)
         crowd.close()
     finally:
@@ -79,34 +80,9 @@ async def _restart_and_ask(cluster: Cluster, tokens: list[str], *, flushed: bool
     for share in (0.5, 0.99):
         value = percentile(cold.latencies, share) * 1000
         table.row(f"cold, p{share * 100:.0f}", f"{value:.1f} ms")
-    reads = (after[0] - before[0]) / len(tokens)
-    table.row("rows read by primary key, for each key", f"{reads:.2f}", "≤ 1.1", met=reads <= 1.1)
-    scans = after[1] - before[1]
-    table.row("passes over the whole table", str(scans), "0", met=scans == 0)
+    each = read.look_ups / len(tokens)
+    table.row("look-ups by primary key, for each key", f"{each:.2f}", "≤ 1.1", met=each <= 1.1)
+    table.row("rows read without an index", f"{read.scanned:,}", "0", met=not read.scanned)
     table.row("connections to PostgreSQL, most", str(connections))
     table.row("until every key was answered, and the state is steady", f"{cold.seconds:.1f} s")
     return table.good
-
-
-async def _reads(connection: asyncpg.Connection) -> tuple[int, int]:
-    # Backends tell what they did when they are idle, at most once a second.
-    await asyncio.sleep(1.5)
-    row = await connection.fetchrow(
-        "SELECT i.idx_scan, t.seq_scan FROM pg_stat_user_indexes i"
-        " JOIN pg_stat_user_tables t USING (relid)"
-        " WHERE t.relname = 'keys' AND i.indexrelname LIKE '%pkey%'"
-    )
-    return row[0], row[1]
-
-
-_CONNECTED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-
-
-async def _most_connections(connection: asyncpg.Connection) -> int:
-    most = 0
-    try:
-        while True:
-            most = max(most, await connection.fetchval(_CONNECTED))
-            await asyncio.sleep(0.1)
-    except asyncio.CancelledError:
-        return most
