@@ -1,6 +1,6 @@
 """Run the benchmarks: all, or those named.
 
-python -m benchmarks [inprocess] [peers] [startup] [http] [soak]
+python -m benchmarks [inprocess] [peers] [startup] [http] [soak] [redis]
 python -m benchmarks cluster [sections and options of its own]
 """
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import http, inprocess, peers, soak, startup
+from benchmarks import http, inprocess, peers, redis, soak, startup
 
 SECTIONS = {
     "inprocess": inprocess.run,
@@ -22,9 +22,10 @@ SECTIONS = {
     "peers": peers.run,
     "http": http.run,
     "soak": soak.run,
+    "redis": redis.run,
 }
-# Needs nginx and wrk.
-ON_DEMAND = {"http", "soak"}
+# Needs nginx and wrk, or redis-server.
+ON_DEMAND = {"http", "soak", "redis"}
 
 
 def main() -> int:

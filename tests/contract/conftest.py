@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from api_key_manager.connections.redis import Redis
 from api_key_manager.core import AsyncAPIKeyValidator, KeyManager
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.memory import (
@@ -24,7 +25,13 @@ from api_key_manager.core.memory import (
     MemoryStore,
 )
 from api_key_manager.core.models import canonical_json
-from api_key_manager.core.ports import IdempotencyStore, KeyStore, NonceStore, SecretBox
+from api_key_manager.core.ports import (
+    IdempotencyStore,
+    KeyStore,
+    NonceStore,
+    RateLimiter,
+    SecretBox,
+)
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
@@ -36,6 +43,7 @@ from api_key_manager.storage import (
     upgrade,
 )
 from api_key_manager.storage.postgres import PostgresDriver
+from tests.redis_clock import TimedLimiter, TimedNonceStore
 from tests.services import Postgres
 
 
@@ -54,6 +62,8 @@ class Backend:
     birth: float
     edit: Callable[..., None]
     persistent: bool = True
+    limiter: Callable[[], RateLimiter] | None = None
+    """Makes one; without it there is one in memory."""
 
     def due(self, ends: dict[str, Any]) -> dict[str, Any]:
         """An end as an editor would set it, with the column beside it where the sweeper looks."""
@@ -61,7 +71,8 @@ class Backend:
 
 
 @asynccontextmanager
-async def in_memory(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+async def in_memory(_: Any, clock: Any) -> AsyncIterator[Backend]:
+    now = clock.now
     requests = MemoryIdempotency()
     nonces: dict[tuple, NonceStore] = {}
 
@@ -76,7 +87,7 @@ async def in_memory(request: pytest.FixtureRequest, now: float) -> AsyncIterator
 
 
 @asynccontextmanager
-async def on_sqlite(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+async def on_sqlite(request: Any, clock: Any) -> AsyncIterator[Backend]:
     path = request.getfixturevalue("tmp_path") / "akm.db"
     await asyncio.to_thread(upgrade, path)
     driver = SqliteDriver(path)
@@ -95,7 +106,7 @@ async def on_sqlite(request: pytest.FixtureRequest, now: float) -> AsyncIterator
 
 
 @asynccontextmanager
-async def on_postgres(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+async def on_postgres(request: Any, clock: Any) -> AsyncIterator[Backend]:
     server: Postgres = request.getfixturevalue("postgres")
     name = await asyncio.to_thread(server.database, "akm_empty")
     driver = await PostgresDriver.open(server.url(name), connections=10, seconds=10)
@@ -115,19 +126,41 @@ async def on_postgres(request: pytest.FixtureRequest, now: float) -> AsyncIterat
     await asyncio.to_thread(server.drop, name)
 
 
-BACKENDS = {"memory": in_memory, "sqlite": on_sqlite, "postgresql": on_postgres}
+@asynccontextmanager
+async def with_redis(request: Any, clock: Any) -> AsyncIterator[Backend]:
+    """Keys in memory; nonces and rate limits in a Redis that takes the test's clock for its own."""
+    redis = Redis(request.getfixturevalue("redis_at").url, timeout=10)
+    async with in_memory(request, clock) as backend:
+        first = TimedNonceStore(redis, "akm", clock)
+        await first.prepare()
+        assert first.birth is not None
+        backend.nonces = lambda *limit: TimedNonceStore(redis, "akm", clock, *limit)
+        backend.birth = first.birth
+        backend.limiter = lambda: TimedLimiter(redis, "akm", clock)
+        yield backend
+    await redis.close()
+
+
+BACKENDS = {
+    "memory": in_memory,
+    "sqlite": on_sqlite,
+    "postgresql": on_postgres,
+    "redis": with_redis,
+}
 
 
 @pytest.fixture(params=BACKENDS)
 async def backend(request, clock) -> AsyncIterator[Backend]:
-    async with BACKENDS[request.param](request, clock.now) as opened:
+    async with BACKENDS[request.param](request, clock) as opened:
         # A database is as old as its file: time starts with it.
         clock.now = float(math.ceil(opened.birth))
         yield opened
 
 
-def make_limiter(clock: Any) -> MemoryLimiter:
+def make_limiter(backend: Backend, clock: Any) -> RateLimiter:
     """A limiter whose time is the test's."""
+    if backend.limiter is not None:
+        return backend.limiter()
     return MemoryLimiter(clock=lambda: round(clock() * 1e9))
 
 
@@ -150,7 +183,7 @@ def make_manager(
         cache=RecordCache(1000, 300, owned=True),
         recorder=Recorder(store),
         background=True,
-        **{"limiter": make_limiter(clock), **(options or {})},
+        **{"limiter": make_limiter(backend, clock), **(options or {})},
     )
 
 
@@ -173,5 +206,5 @@ def either_manager(request, backend, clock) -> KeyManager:
     validator = AsyncAPIKeyValidator(clock=clock)
     return KeyManager(
         validator, store=backend.store, box=backend.box, nonces=backend.nonces(),
-        limiter=make_limiter(clock),
+        limiter=make_limiter(backend, clock),
     )  # fmt: skip

@@ -117,7 +117,7 @@ class KeyLifeCycle(Changing):
         if clean.get("rate_limits") and not self.limits_shared:
             raise ConflictError(
                 "rate_limits: the workers of this server do not count together, so each would let"
-                " the key through anew; serve with WORKERS=1"
+                " the key through anew: set REDIS_URL, or serve with WORKERS=1"
             )
         return clean
 

@@ -25,7 +25,7 @@ from api_key_manager.core.ports import (
 )
 from api_key_manager.core.presented import Presented, present, present_item, why_malformed
 from api_key_manager.core.recorder import Recorder
-from api_key_manager.core.records import RecordCache, Records
+from api_key_manager.core.records import Load, RecordCache, Records
 from api_key_manager.core.tally import Tally
 from api_key_manager.core.tokens import check_prefix
 from api_key_manager.core.validator import AsyncAPIKeyValidator
@@ -56,6 +56,7 @@ class KeyManager(KeyLifeCycle):
         recorder: the audit queue; made by :mod:`api_key_manager.wiring` as well.
         tally: counts verdicts.
         background: whether somebody flushes the recorder; else this manager writes through.
+        load: where records to be judged come from, if not straight from the store.
 
     Raises:
         ConfigurationError: a store without a box.
@@ -77,6 +78,7 @@ class KeyManager(KeyLifeCycle):
         recorder: Recorder | None = None,
         tally: Tally | None = None,
         background: bool = False,
+        load: Load | None = None,
     ) -> None:
         if validator is not None and not isinstance(validator, AsyncAPIKeyValidator):
             raise ConfigurationError("validator: an AsyncAPIKeyValidator is allowed")
@@ -90,7 +92,9 @@ class KeyManager(KeyLifeCycle):
         self.prefix = check_prefix(prefix)
         self.limits_shared = limits_shared
         self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=store is None)
-        self.records = Records(self.store, self.box, self.cache)
+        stored = self.store
+        # By its name at each call: a store may be wrapped while it is in use.
+        self.records = Records(load or (lambda ids: stored.load(ids)), self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
         self.tally = tally if tally is not None else Tally()
         self._flush_when_full = in_memory and not background

@@ -201,7 +201,7 @@ def _add_public(app: FastAPI, routes: Routes, system: System) -> None:
 
     not_ready = {"description": "It cannot serve now, and why.", "model": schemas.NotReady}
     _add(app, "GET", "/healthz", system.health, 200, schemas.Health)
-    _add(app, "GET", "/readyz", system.ready, 200, schemas.Health, {503: not_ready})
+    _add(app, "GET", "/readyz", system.ready, 200, schemas.Ready, {503: not_ready})
     for path, endpoint in (("/healthz", system.health), ("/readyz", system.ready)):
         # Some load balancers ask without wanting to read.
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)

@@ -98,6 +98,7 @@ EXAMPLES: Final[dict[str, Any]] = {
         "uptime_seconds": 12.5,
     },
     "Health": {"status": "ok"},
+    "Ready": {"status": "ready"},
     "NotReady": {
         "type": "about:blank",
         "title": "Service Unavailable",

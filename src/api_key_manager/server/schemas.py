@@ -33,6 +33,7 @@ __all__ = [
     "Problem",
     "RateLimit",
     "RateLimitIn",
+    "Ready",
     "RevokeKey",
     "RevokeKeys",
     "RotateKey",
@@ -389,6 +390,12 @@ class Health(BaseModel):
     """Alive, or ready."""
 
     status: str
+
+
+class Ready(Health):
+    """It should get requests. ``degraded``: what is away all the same; absent when nothing is."""
+
+    degraded: list[str] | None = None
 
 
 class Problem(BaseModel):

@@ -56,4 +56,5 @@ class System:
             raise ProblemError(
                 503, "not_ready", "This node is not ready.", extra={"problems": problems}
             )
-        return reply({"status": "ready"})
+        degraded = self._deployment.degraded()
+        return reply({"status": "ready", **({"degraded": degraded} if degraded else {})})

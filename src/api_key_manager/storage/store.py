@@ -45,7 +45,7 @@ class SqlStore:
     ) -> None:
         self.driver = driver
         self.observe = observe
-        self._announce = announce
+        self.announce = announce
 
     @reads
     async def load(self, key_ids: Sequence[str]) -> list[ApiKey | None]:
@@ -56,7 +56,7 @@ class SqlStore:
         self, changes: Sequence[Change], seal: Seal, receipt: Receipt | None = None
     ) -> list[ApiKey]:
         done = await self.driver.write(scripts.apply, changes, seal, receipt)
-        self._announce()
+        self.announce()
         return done
 
     @reads

@@ -56,6 +56,17 @@ METRICS: Final[Mapping[str, Metric]] = {
     ),
     "akm_record_cache_evictions_total": Metric("counter", "Records that made room for others."),
     "akm_record_cache_entries": Metric("gauge", "Records in memory."),
+    "akm_shared_records_total": Metric(
+        "counter", "Records that memory did not have and Redis was asked for.", ("result",)
+    ),
+    "akm_redis_up": Metric("gauge", "1 while Redis answers.", (), "worker"),
+    "akm_redis_calls_total": Metric("counter", "Calls to Redis."),
+    "akm_redis_failures_total": Metric(
+        "counter", "Calls to Redis that had no answer, or were refused."
+    ),
+    "akm_rate_limit_undecided_total": Metric(
+        "counter", "Credentials that ON_LIMITER_OUTAGE decided, since Redis could not."
+    ),
     "akm_audit_queue_events": Metric("gauge", "Events that wait to be written."),
     "akm_audit_queue_refusals_total": Metric(
         "counter", "Validations that were unavailable since the audit queue had no room for them."
