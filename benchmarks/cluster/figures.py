@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 __all__ = ["Table", "percentile"]
 
@@ -17,7 +18,7 @@ class Table:
     """Rows of a name, a value, and the most (or what else) that it may be."""
 
     def __init__(self, title: str, method: str) -> None:
-        print(f"\n{title}\n\n{method}\n")
+        print(f"\n{title}\n\n{fill(method, 100)}\n")
         self.good = True
 
     def row(self, name: str, value: str, wanted: str = "", *, met: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, NamedTuple
 
 __all__ = ["Reads", "most_connections", "reads"]
@@ -18,9 +19,21 @@ class Reads(NamedTuple):
     """By the primary key."""
     scanned: int
     """Rows that were read in passes over the table, without an index."""
+    at: float
 
-    def since(self, before: Reads) -> Reads:
-        return Reads(self.look_ups - before.look_ups, self.scanned - before.scanned)
+    def since(self, before: Reads, quiet: Reads) -> Reads:
+        """What was done since then, without what is done all the time.
+
+        Args:
+            before: the numbers at the start.
+            quiet: the numbers some time before that, when nobody asked for anything.
+        """
+        ratio = (self.at - before.at) / (before.at - quiet.at)
+        return Reads(
+            self.look_ups - before.look_ups - round((before.look_ups - quiet.look_ups) * ratio),
+            max(0, self.scanned - before.scanned - round((before.scanned - quiet.scanned) * ratio)),
+            self.at - before.at,
+        )
 
 
 async def reads(connection: Any) -> Reads:
@@ -31,7 +44,7 @@ async def reads(connection: Any) -> Reads:
         " JOIN pg_stat_user_tables t USING (relid) JOIN pg_index x USING (indexrelid)"
         " WHERE t.relname = 'keys' AND x.indisprimary"
     )
-    return Reads(row[0], row[1])
+    return Reads(row[0], row[1], time.monotonic())
 
 
 async def most_connections(connection: Any) -> int:

@@ -34,15 +34,14 @@ _LOAD_KEYS = 200
 _WARM_ATTEMPTS = 200
 
 METHOD = """\
-Each key is validated at every worker of every node, over a connection of its own, until the
-worker answers from its cache; then it is left alone. All keys warm, they are revoked in
-{quick.lanes} lanes, each at a node by chance, as soon as the one before in its lane is refused
-everywhere. From the 200 of the revocation on, every worker is asked every {quick.poll_seconds:g}
-s until it refuses; the delay is that of the last worker, until its refusal has arrived. An
-acceptance counts as late when it was asked for more than {bound:g} s after the 200. Beside it
-{load} validations a second of other keys. Without wake-ups: {slow.lanes} lanes,
-{slow.poll_seconds:g} s. There the next revocation comes right after a reading of the feed, which
-is the worst moment."""
+Each key is validated at every worker of every node, over a connection of its own, until the worker
+answers from its cache; then it is left alone. All keys warm, they are revoked in {quick.lanes}
+lanes, each at a node by chance, as soon as the one before in its lane is refused everywhere. From
+the 200 of the revocation on, every worker is asked every {quick.poll_seconds:g} s until it refuses;
+the delay is that of the last worker, until its refusal has arrived. An acceptance counts as late
+when it was asked for more than {bound:g} s after the 200. Beside it {load} validations a second of
+other keys. Without wake-ups: {slow.lanes} lanes, {slow.poll_seconds:g} s; there the next revocation
+comes right after a reading of the feed, which is the worst moment."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
