@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from textwrap import fill
 
 __all__ = ["Table", "percentile"]
@@ -11,7 +12,7 @@ __all__ = ["Table", "percentile"]
 def percentile(values: Sequence[float], share: float) -> float:
     """The least value that so much of all are not above (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, ceil(share * len(ordered)) - 1)]
 
 
 class Table:
