@@ -14,7 +14,6 @@ import io
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from secrets import token_bytes
@@ -126,8 +125,8 @@ def _build(
         token = text + checksum(text)
         version = seal_record(box, key_id, 1, token, "bearer", now)
         record = ApiKey(key_id, "bearer", now, now, (version,), prefix=_PREFIX, revision=at)
-        record = replace(record, mac=box.record_mac(record))
-        key, live = key_values(record), version_values(key_id, version)
+        key = key_values(record) | {"mac": box.record_mac(record)}
+        live = version_values(key_id, version)
         texts[0].append(_line(key[name] for name in _KEY_COLUMNS))
         texts[1].append(_line(live[name] for name in _VERSION_COLUMNS))
         texts[2].append(_line((at, key_id, now)))
