@@ -37,8 +37,9 @@ def redis_program() -> str:
 class RedisServer:
     """A server that may be stopped, killed and started again on the same port."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, password: str | None = None) -> None:
         self.folder = folder
+        self.password = password
         self.port = free_port()
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -53,6 +54,8 @@ class RedisServer:
 
     def start(self, *options: str) -> None:
         """Start it and wait until it has loaded what it kept."""
+        if self.password:
+            options = ("--requirepass", self.password, *options)
         command = [
             redis_program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir",
             str(self.folder), "--unixsocket", str(self.socket), "--save", "", *self.options,
@@ -75,13 +78,15 @@ class RedisServer:
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(5)
             line.connect(str(self.socket))
-            line.sendall(hiredis.pack_command(command))
             reader = hiredis.Reader(encoding="utf-8")
-            while (answer := reader.gets()) is False:
-                data = line.recv(65_536)
-                if not data:
-                    raise ConnectionError("redis-server has closed the connection")
-                reader.feed(data)
+            answer: Any = None
+            for one in [("AUTH", self.password), command] if self.password else [command]:
+                line.sendall(hiredis.pack_command(one))
+                while (answer := reader.gets()) is False:
+                    data = line.recv(65_536)
+                    if not data:
+                        raise ConnectionError("redis-server has closed the connection")
+                    reader.feed(data)
             return answer
 
     def signal(self, which: signal.Signals) -> None:
@@ -101,12 +106,12 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
+def redis_server(folder: Path, *options: str, password: str | None = None) -> Iterator[RedisServer]:
     """A server until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = RedisServer(folder, *options)
-    server.start()
+    server = RedisServer(folder, *options, password=password)
     try:
+        server.start()
         yield server
     finally:
         server.kill()
@@ -121,6 +126,7 @@ class StandIn:
         self.heard = b""
         self.connections = 0
         self.port = 0
+        self.writers: list[asyncio.StreamWriter] = []
 
     @property
     def url(self) -> str:
@@ -128,6 +134,7 @@ class StandIn:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.writers.append(writer)
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65_536):
                 self.heard += data
@@ -148,3 +155,6 @@ async def standing_in(*answers: bytes | None) -> Any:
         yield stand_in
     finally:
         server.close()
+        for writer in stand_in.writers:
+            writer.close()
+        await asyncio.sleep(0.01)

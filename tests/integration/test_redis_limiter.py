@@ -34,7 +34,14 @@ sets = st.lists(
     st.builds(RateLimit, names, sizes, windows), min_size=1, max_size=4, unique_by=lambda r: r.name
 ).map(tuple)
 costs = st.one_of(st.integers(1, 3), st.integers(1, 1_000_000))
-steps = st.one_of(st.just(0), st.integers(0, 3 * SECOND), st.integers(0, 10**14))
+# Microseconds that pass; a negative one: as long as the last refusal said, and so many beside it.
+steps = st.one_of(
+    st.just(0), st.integers(0, 3 * SECOND), st.integers(0, 10**14), st.integers(-3, -1)
+)
+few = st.lists(
+    st.builds(RateLimit, names, st.integers(1, 13), st.integers(1, 3)),
+    min_size=1, max_size=3, unique_by=lambda r: r.name,
+).map(tuple)  # fmt: skip
 
 
 @pytest.fixture
@@ -71,9 +78,9 @@ def told(decision) -> tuple:
     )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=400)
 @given(
-    st.lists(sets, min_size=1, max_size=2),
+    st.lists(st.one_of(few, sets), min_size=1, max_size=2),
     st.lists(
         st.tuples(steps, st.lists(st.tuples(st.sampled_from("xy"), st.booleans(), costs))),
         max_size=12,
@@ -92,11 +99,13 @@ async def _compare(server, choices, schedule):
     memory = MemoryLimiter(clock=lambda: clock.now * 1000)
     limiter = ExactLimiter(redis, "akm", clock)
     try:
+        wait = 0
         for step, batch in schedule:
-            clock.now = min(clock.now + step, 2**52)
+            clock.now = min(clock.now + (step if step >= 0 else max(0, wait + step + 2)), 2**52)
             asked = [Ask(key, choices[other % len(choices)], cost) for key, other, cost in batch]
             found, expected = await limiter.take(asked), await memory.take(asked)
             assert list(map(told, found)) == list(map(told, expected))
+            wait = max((round(d.retry_after * SECOND) for d in expected), default=0)
     finally:
         await redis.close()
 
@@ -110,6 +119,22 @@ async def test_nothing_drifts(redis):
         clock.now += 100_003
         count += (await limiter.take([Ask("k", limit)]))[0].allowed
     assert count == 7 + 7 * 1499 * 100_003 // SECOND
+
+
+async def test_not_a_microsecond_early(redis):
+    """Of 3 a second a fourth passes after the third part of a second, rounded up, not before."""
+    clock = Microseconds()
+    limiter, limit = ExactLimiter(redis, "akm", clock), (RateLimit("a", 3, 1),)
+    await limiter.take([Ask("k", limit)] * 3)
+    clock.now += 333_333
+    assert not (await limiter.take([Ask("k", limit)]))[0].allowed
+    clock.now += 1
+    assert (await limiter.take([Ask("k", limit)]))[0].allowed
+    # Two thirds of a microsecond were too much: they count for the next.
+    clock.now += 333_332
+    assert not (await limiter.take([Ask("k", limit)]))[0].allowed
+    clock.now += 1
+    assert (await limiter.take([Ask("k", limit)]))[0].allowed
 
 
 async def test_an_unchanged_limit_keeps_its_state(redis):

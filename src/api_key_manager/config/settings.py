@@ -209,6 +209,13 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     RATE_LIMIT_PER_MINUTE: int = Field(
         100, ge=1, le=1_000_000_000, description="The default limit of a key, in requests a minute."
     )
+    FAILED_AUTH_PER_MINUTE: int = Field(
+        60,
+        ge=0,
+        le=1_000_000_000,
+        description="How many refused credentials a minute an address may show before it is told to"
+        " wait; 0 is any number.",
+    )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="A Redis or Valkey that workers and nodes share."
     )
@@ -249,7 +256,8 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
             raise ValueError(
                 f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
-                " count for themselves: set REDIS_URL, or use WORKERS=1, or RATE_LIMIT_ENABLED=false"
+                " count for themselves: set REDIS_URL, or use WORKERS=1, or"
+                " RATE_LIMIT_ENABLED=false"
             )
         return self
 

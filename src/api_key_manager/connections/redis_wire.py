@@ -50,8 +50,9 @@ _MEANINGS: Final = {
     "BUSY": "a script of somebody's is holding it up",
 }
 _AWAY: Final = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "BUSY"})
-# Redis 6.2 puts what went wrong in a script behind the script's own error.
+# What went wrong in a script stands behind the script's own error, in some versions as a sentence.
 _INNER: Final = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
+_FORBIDDEN: Final = re.compile("ACL failure in script|user executing the script can't")
 
 
 class RedisReplyError(StorageError):
@@ -63,8 +64,11 @@ class RedisReplyError(StorageError):
     def __init__(self, error: Exception) -> None:
         text = str(error)
         code = text.split(" ", 1)[0][:32]
-        if code == "ERR" and "script" in text and (inner := _INNER.search(text)):
-            code = inner[1]
+        if code == "ERR" and "script" in text:
+            if inner := _INNER.search(text):
+                code = inner[1]
+            elif _FORBIDDEN.search(text):
+                code = "NOPERM"
         self.code = code if re.fullmatch("[A-Z]+", code) else "ERR"
         meaning = _MEANINGS.get(self.code)
         super().__init__(f"Redis refuses with {self.code}{f': {meaning}' if meaning else ''}")
@@ -171,8 +175,13 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(packed)
 
-    def drop(self, why: str) -> None:
-        """End it at once; whoever waits fails."""
+    def drop(self, why: str, *, broken: bool = False) -> None:
+        """End it at once; whoever waits fails.
+
+        Args:
+            why: in words.
+            broken: a failure also if nobody waits.
+        """
         if self._transport is not None:
             self._transport.abort()
         if self.lost.done():
@@ -180,8 +189,8 @@ class Wire(asyncio.Protocol):
         self.lost.set_result(None)
         if self._watch is not None:
             self._watch.cancel()
-        waited = not self.ready.done()
-        if waited:
+        waited = broken or not self.ready.done()
+        if not self.ready.done():
             self.ready.set_exception(StorageError(f"Redis: {why}"))
             self.ready.exception()  # Nobody may be looking.
         for future, _ in self._waiting:
@@ -267,7 +276,7 @@ class Wire(asyncio.Protocol):
                 elif self._hear is not None:
                     self._hear(answer)
                 elif not self._waiting:
-                    self.drop("an answer to no question")
+                    self.drop("an answer to no question", broken=True)
                 else:
                     future, _ = self._waiting.popleft()
                     if type(answer) is refusal:
@@ -279,7 +288,7 @@ class Wire(asyncio.Protocol):
                 if self.lost.done():
                     return
         except hiredis.ProtocolError:
-            self.drop("what answers there does not speak its protocol")
+            self.drop("what answers there does not speak its protocol", broken=True)
             return
         if good:
             self._owner.answered()

@@ -48,17 +48,20 @@ class MemoryLimiter:
 
     Args:
         max_entries: about 400 bytes each.
+        whose: what is limited, as the log has it.
         clock: nanoseconds that never go back.
     """
 
     def __init__(
-        self, max_entries: int = 250_000, *, clock: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+        self, max_entries: int = 250_000, *, clock: Callable[[], int] = time.monotonic_ns,
+        whose: str = "keys",
+    ) -> None:  # fmt: skip
         if max_entries < 1:
             raise ValueError("max_entries: at least 1 is needed")
         self.max_entries = max_entries
         self.forgotten = 0
         self._clock = clock
+        self._whose = whose
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._warn_from = 0
 
@@ -105,6 +108,6 @@ class MemoryLimiter:
         if now >= self._warn_from:
             self._warn_from = now + _WARN_SECONDS * 1_000_000
             _log.warning(
-                "%d keys are below their rate limits at once: %d were forgotten and start full",
-                self.max_entries, self.forgotten,
+                "%d %s are below their rate limits at once: %d were forgotten and start full",
+                self.max_entries, self._whose, self.forgotten,
             )  # fmt: skip

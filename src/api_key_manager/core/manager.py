@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from api_key_manager.core.changing import LIBRARY, Origin
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
+from api_key_manager.core.failures import FAILURES_PER_MINUTE, Failures
 from api_key_manager.core.inputs import check_rate_limits
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.limiter import MemoryLimiter
@@ -50,6 +51,8 @@ class KeyManager(KeyLifeCycle):
         default_limits: of keys that have none of their own.
         limits_shared: whether all who validate these keys count together; if not, no key gets a
             limit, since each of them would let it through anew.
+        failures_per_minute: how often outsiders at one address may fail before they are told to
+            wait, see :mod:`api_key_manager.core.failures`; 0 for ever.
         prefix: of minted secrets and tokens.
         nonce_window_seconds: how old a timestamp with a nonce may be.
         cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
@@ -72,6 +75,7 @@ class KeyManager(KeyLifeCycle):
         limiter: RateLimiter | None = None,
         default_limits: Sequence[RateLimit] = (),
         limits_shared: bool = True,
+        failures_per_minute: int = FAILURES_PER_MINUTE,
         prefix: str = "akm",
         nonce_window_seconds: int = 300,
         cache: RecordCache | None = None,
@@ -97,6 +101,7 @@ class KeyManager(KeyLifeCycle):
         self.records = Records(load or (lambda ids: stored.load(ids)), self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
         self.tally = tally if tally is not None else Tally()
+        self._failures = Failures(self.recorder, self.tally, per_minute=failures_per_minute)
         self._flush_when_full = in_memory and not background
         self._verifier = Verifier(
             store=self.store,
@@ -195,6 +200,17 @@ class KeyManager(KeyLifeCycle):
             for i, verdict in zip(missing, late, strict=True):
                 verdicts[i] = verdict
         return [verdict for verdict in verdicts if verdict is not None]
+
+    def wait_after(self, presented: Presented, verdict: Verdict) -> int:
+        """Count a verdict on an outsider's credential, which a face asks for before it answers.
+
+        Returns:
+            0 when it may be answered as ever; else, after how many seconds this address may fail
+            again: until then a failure is answered 429 and nothing else. Never after a valid one.
+        """
+        if verdict.reason is Reason.VALID:
+            return 0
+        return self._failures.wait(presented, verdict, self.clock())
 
     async def validate_key(
         self,

@@ -43,6 +43,8 @@ class Presented(NamedTuple):
     malformed: bool = False
     request: SignedRequest | None = None
     cost: int = 1
+    shown: bool = True
+    """Whether there was anything at all."""
 
     def __repr__(self) -> str:
         return f"Presented({self.key_id!r})"
@@ -79,7 +81,7 @@ def present(
         request_id, tags, actor: for the audit log; ``actor`` is who asks on the caller's behalf.
     """
     address = wanted = prefix = mac = raw = read = None
-    good = True
+    good = shown = True
     if ip is not None:
         address = parse_address(ip) if type(ip) is str and len(ip) <= 45 else None
         if address is None:
@@ -107,6 +109,7 @@ def present(
         else:
             raw, key_id, prefix = token.encode("ascii"), parsed.key_id, parsed.prefix
     else:
+        shown = not key_id is signature is timestamp is nonce is None
         mac = parse_signature(signature)
         if mac is None or not _can_be_signed(timestamp, nonce):
             good = False
@@ -122,8 +125,9 @@ def present(
             address, wanted, realm, ip, request_id, tags, actor, False, read, cost,
         )  # fmt: skip
     return Presented(
-        key_id, realm=realm, ip=ip, request_id=request_id, tags=tags, actor=actor, malformed=True
-    )
+        key_id, realm=realm, ip=ip, request_id=request_id, tags=tags, actor=actor, malformed=True,
+        shown=shown,
+    )  # fmt: skip
 
 
 def _can_be_signed(timestamp: Any, nonce: Any) -> bool:

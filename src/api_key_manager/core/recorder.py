@@ -32,6 +32,8 @@ _VALID = Reason.VALID
 _new = tuple.__new__
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
 _UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
+_SLOWED = "address_slowed"
+_LIMITED = Reason.RATE_LIMITED.value
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
 _PIECE = 2048
@@ -162,16 +164,40 @@ class Recorder:
             self._events.append(event)
             return
         known_id = key_id if reason is Reason.BAD_SIGNATURE else None
-        bucket = (action, reason, known_id, vicinity(ip), int(now))
+        self._fold(event, known_id, vicinity(ip), now)
+
+    def note_slowed(self, presented: Presented, network: str, now: float) -> None:
+        """Note that a failure was answered by a time to wait, as its address fails too often.
+
+        Which key was named stands in the event of its refusal, where it is known to be one.
+        """
+        if not (self._failures or presented.realm == ADMIN_REALM):
+            return
+        # Most are one more of the same: for them no event is made.
+        folded = self._folded.get((_SLOWED, _LIMITED, None, network, int(now)))
+        if folded is not None:
+            folded.count += 1
+            return
+        event = AuditEvent(
+            int(now * MICROSECONDS), _SLOWED, None, presented.actor, _LIMITED,
+            presented.ip, presented.request_id,
+        )  # fmt: skip
+        self._fold(event, None, network, now)
+
+    def _fold(
+        self, event: AuditEvent, known_id: str | None, network: str | None, now: float
+    ) -> None:
+        action, reason = event.action, event.reason
+        bucket = (action, reason, known_id, network, int(now))
         folded = self._folded.get(bucket)
         if folded is None and len(self._folded) >= self._most_folded:
-            event = event._replace(ip=None)
             bucket = (action, reason, None, None, int(now))
             folded = self._folded.get(bucket)
+            event = event._replace(ip=None)
         if folded is None:
             self._folded[bucket] = _Folded(event)
         else:
-            folded.add(key_id)
+            folded.add(event.key_id)
 
     def last_use(self, key_id: str) -> Use | None:
         """A use that may not have reached the store yet."""

@@ -18,9 +18,12 @@ class Tally:
 
     No id is kept, so that there are never more numbers than reasons times schemes. Of admin
     tokens only the refused ones count, and apart: every request shows one.
+
+    Attributes:
+        slowed: failures of addresses that had failed too often before.
     """
 
-    __slots__ = ("_accepted", "_limits", "_nonces", "_refused", "_refused_admin")
+    __slots__ = ("_accepted", "_limits", "_nonces", "_refused", "_refused_admin", "slowed")
 
     def __init__(self) -> None:
         # Two, since one short text as a key costs half of what a pair does.
@@ -29,6 +32,7 @@ class Tally:
         self._refused_admin: defaultdict[Reason, int] = defaultdict(int)
         self._nonces = {Reason.REPLAYED: 0, Reason.UNAVAILABLE: 0}
         self._limits = {True: 0, False: 0}
+        self.slowed = 0
 
     def add(self, presented: Presented, verdict: Verdict) -> None:
         """Count a verdict."""

@@ -90,6 +90,7 @@ class Verifier:
         self._rules = rules
         self._write = write
         self._write_through = write_through
+        self._out_of_order: set[str] = set()
         self.closed = False
 
     def verify_now(self, presented: Presented, now: float) -> Verdict | None:
@@ -307,8 +308,10 @@ class Verifier:
         try:
             results = await self._nonces.claim(list(claims.values()), now, self._rules.skew)
         except StorageError as error:
-            _log.error("nonces cannot be claimed: %s", error)
+            self._failed("nonces cannot be claimed", error)
             results = [ClaimResult.REFUSED] * len(claims)
+        else:
+            self._worked("nonces cannot be claimed")
         for i, result in zip(claims, results, strict=True):
             if result is not ClaimResult.TAKEN:
                 reason = _REFUSED_NONCE[result]
@@ -342,10 +345,11 @@ class Verifier:
         try:
             decisions = await self._limiter.take(list(asked.values()))
         except StorageError as error:
-            _log.error("rate limits cannot be told: %s", error)
+            self._failed("rate limits cannot be told", error)
             for i in asked:
                 verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
             return
+        self._worked("rate limits cannot be told")
         for i, decision in zip(asked, decisions, strict=True):
             verdicts[i] = _limited(verdicts[i], decision)
 
@@ -353,9 +357,19 @@ class Verifier:
         try:
             await self._recorder.flush(now, uses=True)
         except StorageError as error:
-            _log.error("the audit log cannot be written: %s", error)
+            self._failed("the audit log cannot be written", error)
             return [Verdict(Reason.UNAVAILABLE, verdict.key_id) for verdict in verdicts]
+        self._worked("the audit log cannot be written")
         return verdicts
+
+    def _failed(self, what: str, error: StorageError) -> None:
+        """Said once, not with every request, until it works again."""
+        if what not in self._out_of_order:
+            self._out_of_order.add(what)
+            _log.error("%s: %s", what, error)
+
+    def _worked(self, what: str) -> None:
+        self._out_of_order.discard(what)
 
 
 def _malformed(presented: Presented) -> Verdict:

@@ -102,7 +102,7 @@ def build_app(deployment: Deployment) -> FastAPI:
     """The server's application on an open deployment, which the caller closes."""
     settings, manager = deployment.settings, deployment.manager
     routes = Routes()
-    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
+    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after)
     app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     rows: list[Row] = [
@@ -130,7 +130,7 @@ def build_app(deployment: Deployment) -> FastAPI:
         routes.add("POST", path, "validate")
         # A series that begins at zero shows its first increase.
         _ = deployment.observing.meter.requests["POST", path, 200]
-    routes.open[PATH] = routes.open[BELOW] = Authorize(settings)
+    routes.open[PATH] = routes.open[BELOW] = Authorize(settings, manager.wait_after)
     _add_public(app, routes, system)
     return app
 

@@ -41,6 +41,9 @@ METRICS: Final[Mapping[str, Metric]] = {
         ("reason", "scheme"),
     ),
     "akm_admin_token_refusals_total": Metric("counter", "Refused admin tokens.", ("reason",)),
+    "akm_failures_slowed_total": Metric(
+        "counter", "Refused credentials that were answered 429, as their address fails too often."
+    ),
     "akm_nonces_refused_total": Metric(
         "counter", "Nonces that were replayed, or could not be claimed.", ("reason",)
     ),

@@ -97,6 +97,7 @@ class Exposition:
             "akm_ready": {(): [int(self._ready())]},
             "akm_validations_total": by_reason,
             "akm_admin_token_refusals_total": _labelled(tally.refused_admin_tokens()),
+            "akm_failures_slowed_total": {(): [tally.slowed]},
             "akm_nonces_refused_total": _labelled(tally.refused_nonces()),
             "akm_rate_limit_decisions_total": _labelled(tally.limit_decisions()),
             "akm_record_cache_hits_total": {(): [cache["hits"]]},
