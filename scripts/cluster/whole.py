@@ -17,7 +17,7 @@ from scripts.cluster.accounts import elsewhere
 from scripts.cluster.errors import ClusterError
 from scripts.cluster.gateway import Gateway
 from scripts.cluster.material import Material
-from scripts.cluster.parts import Part, free_port, refuse_taken
+from scripts.cluster.parts import Part, free_port, listens, refuse_taken
 from scripts.cluster.postgres import Postgres
 from scripts.cluster.programs import require
 from scripts.cluster.redis import Redis
@@ -221,5 +221,9 @@ class Cluster:
         return self.status(port) == 200
 
     def not_ready(self) -> list[int]:
-        """The ports of the nodes that cannot serve requests right now."""
-        return [port for port in self.ports.nodes if not self.ready(port)]
+        """The ports of the nodes that take connections, and say that they cannot serve, or nothing.
+
+        Who takes none is not among them: nginx sees that by itself and loses nothing by it, while
+        to hear of it, it would have to let go of its clients' connections.
+        """
+        return [port for port in self.ports.nodes if listens(port) and not self.ready(port)]

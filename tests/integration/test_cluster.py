@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,29 @@ from benchmarks.cluster.figures import percentile
 from benchmarks.cluster.keys import make_keys
 from benchmarks.cluster.wire import Connection, reach_each_worker, request
 from scripts.cluster import Cluster, Ports
-from scripts.cluster.parts import free_port, listens
+from scripts.cluster.parts import listens
+from tests.integration.places import until
 from tests.integration.test_cluster_parts import needed
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ("initdb", "redis-server", "nginx")
 
 
+PORTS = (0, 1, 2, 32, 79)
+"""Of a cluster of two nodes, behind its first."""
+
+
 def first_port() -> int:
-    """One behind which those of a small cluster are free."""
+    """One behind which all are free; not of those that systems give to clients."""
     while True:
-        first = free_port()
-        if first < 60_000 and not any(
-            listens(first + more) for more in (0, 1, 2, 32, 79)
-        ):  # fmt: skip
-            return first
+        first = random.randrange(10_000, 32_000)
+        with ExitStack() as bound:
+            try:
+                for more in PORTS:
+                    bound.enter_context(socket.create_server(("127.0.0.1", first + more)))
+            except OSError:
+                continue
+        return first
 
 
 class Foreground:
@@ -77,6 +86,16 @@ class Foreground:
             headers={"Authorization": f"Bearer {token}"},
         )  # fmt: skip
 
+    def answers(self, path: str) -> bool:
+        """Whether several calls in a row are answered soon."""
+        try:
+            return all(
+                httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=1).status_code == 200
+                for _ in range(4)
+            )
+        except httpx.TimeoutException:
+            return False
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
@@ -104,20 +123,25 @@ def test_make_cluster(tmp_path: Path):
             token = {"token": made.json()["token"]}
             for _ in range(4):  # nginx takes turns
                 assert cluster.call("POST", "/v1/validate", token).json()["valid"] is True
-            log = (folder / "logs" / "node-1.log").read_text(encoding="utf-8")
-            (process,) = re.findall(r"worker 1 listens \(process (\d+)\)", log) or [None]
-            if process is None:  # one worker is the node's own process
-                listed = subprocess.run(
-                    ["pgrep", "-P", str(cluster.process.pid), "-f", "api_key_manager serve"],
-                    capture_output=True, text=True, check=True,
-                ).stdout.split()  # fmt: skip
-                process = listed[0]
-            os.kill(int(process), signal.SIGKILL)
-            assert cluster.call("POST", "/v1/validate", token).json()["valid"] is True
+            listed = subprocess.run(
+                ["pgrep", "-P", str(cluster.process.pid), "-f", "api_key_manager serve"],
+                capture_output=True, text=True, check=True,
+            ).stdout.split()  # fmt: skip
+            os.kill(int(listed[0]), signal.SIGKILL)
+            for _ in range(4):
+                assert cluster.call("POST", "/v1/validate", token).json()["valid"] is True
             cluster.until("starting node 1 again")
+            until(lambda: listens(port + 1))
+            # One that hangs takes connections, and would keep whoever is sent to it waiting.
+            os.kill(int(listed[1]), signal.SIGSTOP)
+            cluster.until("nginx leaves out node 2")
+            until(lambda: cluster.answers("/healthz"))  # until nginx goes by it
+            for _ in range(4):
+                assert cluster.call("POST", "/v1/validate", token).json()["valid"] is True
+            os.kill(int(listed[1]), signal.SIGCONT)
             cluster.until("nginx uses all nodes")
             assert cluster.stop() == 0
-            assert not any(listens(port + more) for more in (0, 1, 2, 32, 79))
+            assert not any(listens(port + more) for more in PORTS)
             said = cluster.said
             for file in (folder / "keys").iterdir():
                 assert file.read_text(encoding="ascii").strip() not in said
