@@ -244,6 +244,7 @@ async def test_eviction_is_warned_of(store, redis_at, most, policy, warned):
 RIGHTS = [
     "+evalsha", "+eval", "+ping", "+info", "+time", "+get", "+set", "+del", "+hmget", "+hset",
     "+zremrangebyscore", "+zscore", "+zcard", "+zadd", "+ttl", "+expire", "+publish", "+subscribe",
+    "+mget",
 ]  # fmt: skip
 
 
@@ -251,19 +252,21 @@ async def test_the_rights_it_needs(tmp_path):
     """With the rights that the docs name all works; without one of a script's, nothing does."""
     told = (Path(__file__).parents[2] / "docs" / "redis.md").read_text(encoding="utf-8")
     assert " ".join(RIGHTS) in " ".join(told.split())
-    user = ["--user", "akm", "on", ">pw", "~akm:*", "~{akm}:*", "&akm:*", *RIGHTS]
+    user = ["--user", "akm", "on", ">pw", "~akm:*", "~{akm:*", "&akm:*", *RIGHTS]
     with redis_server(tmp_path, *user) as server:
         url = f"redis://akm:pw@127.0.0.1:{server.port}"
         redis = Redis(url, timeout=2)
-        store = RedisNonceStore(redis, "akm")
+        store = RedisNonceStore(redis, "akm:test")
         assert await store.prepare() is None
         assert await store.claim([claim()], 0, SKEW) == [TAKEN]
-        decisions = await RedisLimiter(redis, "akm").take([Ask("k", (RateLimit("a", 1, 1),))] * 2)
+        decisions = await RedisLimiter(redis, "akm:test").take(
+            [Ask("k", (RateLimit("a", 1, 1),))] * 2
+        )
         assert [d.allowed for d in decisions] == [True, False]
         heard: list[bytes] = []
-        task = asyncio.ensure_future(redis.subscribe("akm:changes", heard.append))
+        task = asyncio.ensure_future(redis.subscribe("akm:test:changes", heard.append))
         await asyncio.sleep(0.2)
-        await redis.publish("akm:changes", "x")
+        await redis.publish("akm:test:changes", "x")
         await asyncio.sleep(0.1)
         assert heard == [b"", b"x"]
         task.cancel()

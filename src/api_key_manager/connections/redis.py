@@ -17,8 +17,9 @@ from typing import Any, Final
 
 import hiredis
 
+from api_key_manager.connections.redis_errors import RedisReplyError
 from api_key_manager.connections.redis_url import read_url
-from api_key_manager.connections.redis_wire import RedisReplyError, Wire, Word, pack
+from api_key_manager.connections.redis_wire import Wire, Word, pack
 from api_key_manager.core.exceptions import StorageError
 
 __all__ = ["LuaScript", "Redis", "RedisReplyError", "Word"]
@@ -128,7 +129,7 @@ class Redis:
         pause, up = _FIRST_PAUSE, True
         while not self._closed:
             ear = _Ear(on_message)
-            wire = Wire(ear, self.address.greeting, self._timeout, ear.hear)
+            wire = ear.wire = Wire(ear, self.address.greeting, self._timeout, ear.hear)
             try:
                 await wire.open(self.address.connect)
                 if not wire.lost.done():
@@ -148,13 +149,11 @@ class Redis:
         """Until it is lost, also if nobody has told this side: whoever is quiet gets a ``PING``."""
         while True:
             heard = ear.heard
-            try:
-                await asyncio.wait_for(asyncio.shield(wire.lost), _QUIET_SECONDS)
+            await asyncio.wait([wire.lost], timeout=_QUIET_SECONDS)
+            if wire.lost.done() or (heard == ear.heard and ear.pinged):
                 return
-            except TimeoutError:
-                if heard == ear.heard and ear.pinged:
-                    return
-                ear.pinged = heard == ear.heard
+            ear.pinged = heard == ear.heard
+            if ear.pinged:
                 wire.tell(pack(("PING",)))
 
     async def close(self) -> None:
@@ -231,6 +230,7 @@ class _Ear:
         self.heard = 0
         self.pinged = False
         self.why = "the connection was lost"
+        self.wire: Wire | None = None
         self._on_message = on_message
 
     def hear(self, said: Any) -> None:
@@ -242,8 +242,8 @@ class _Ear:
                 self._on_message(b"")
             case [b"message", _, bytes(payload)]:
                 self._on_message(payload)
-            case hiredis.ReplyError():
-                self.why = str(RedisReplyError(said))
+            case hiredis.ReplyError() if self.wire is not None:
+                self.wire.drop(str(RedisReplyError(said)).removeprefix("Redis "), broken=True)
 
     def answered(self) -> None: ...
 

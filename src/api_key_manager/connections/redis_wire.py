@@ -10,16 +10,16 @@ owes one past its deadline gets no new questions.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
 import hiredis
 
+from api_key_manager.connections.redis_errors import RedisReplyError
 from api_key_manager.core.exceptions import StorageError
 
-__all__ = ["RedisReplyError", "Wire", "WireOwner", "Word", "pack"]
+__all__ = ["Wire", "WireOwner", "Word", "pack"]
 
 Word = str | bytes | int
 """One argument of a command."""
@@ -29,54 +29,10 @@ pack = cast("Callable[[tuple[Word, ...]], bytes]", hiredis.pack_command)
 
 _PER_PIPELINE: Final = 512
 _MAX_WAITING: Final = 16_384
-_MAX_ANSWER: Final = 16 * 1024 * 1024
+_MAX_ANSWER: Final = 32 * 1024 * 1024
 _CONNECT_SECONDS: Final = 2.0
 _GRACE_SECONDS: Final = 0.01
 _REPLICA_SECONDS: Final = 1.0
-
-_MEANINGS: Final = {
-    "LOADING": "it is still loading its data",
-    "MASTERDOWN": "it has lost its primary",
-    "CLUSTERDOWN": "its cluster is down",
-    "READONLY": "it is a replica, which takes no writes",
-    "OOM": "its memory is used up",
-    "MISCONF": "it cannot save to its disk",
-    "NOREPLICAS": "it has too few replicas to take writes",
-    "NOPERM": "its user may not do this",
-    "NOAUTH": "it wants a password",
-    "WRONGPASS": "the user or the password is wrong",
-    "MOVED": "it is part of a cluster, which is not supported",
-    "CROSSSLOT": "it is part of a cluster, which is not supported",
-    "BUSY": "a script of somebody's is holding it up",
-}
-_AWAY: Final = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "BUSY"})
-# What went wrong in a script stands behind the script's own error, in some versions as a sentence.
-_INNER: Final = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
-_FORBIDDEN: Final = re.compile("ACL failure in script|user executing the script can't")
-
-
-class RedisReplyError(StorageError):
-    """Redis answered with an error.
-
-    Its own text may repeat what it was asked, so only the ``code`` is told, such as ``READONLY``.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        text = str(error)
-        code = text.split(" ", 1)[0][:32]
-        if code == "ERR" and "script" in text:
-            if inner := _INNER.search(text):
-                code = inner[1]
-            elif _FORBIDDEN.search(text):
-                code = "NOPERM"
-        self.code = code if re.fullmatch("[A-Z]+", code) else "ERR"
-        meaning = _MEANINGS.get(self.code)
-        super().__init__(f"Redis refuses with {self.code}{f': {meaning}' if meaning else ''}")
-
-    @property
-    def away(self) -> bool:
-        """Whether the server as a whole cannot answer, not only this question."""
-        return self.code in _AWAY
 
 
 class WireOwner(Protocol):
@@ -141,11 +97,9 @@ class Wire(asyncio.Protocol):
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await connect(lambda: self)
-                await asyncio.shield(self.ready)
+                await asyncio.wait([self.ready])
         except TimeoutError:
             self.drop(f"no connection within {_CONNECT_SECONDS:g} s")
-        except StorageError:
-            pass  # It was dropped when the greeting was refused.
         except OSError as error:
             # A name that cannot be resolved, a refused connection, a certificate not believed.
             why = getattr(error, "verify_message", None) or error.strerror or "refused"

@@ -40,7 +40,7 @@ class RedisNonceStore:
     Args:
         redis: the connection.
         prefix: of all names in Redis; the deployment's origin, so that two can share a server.
-        max_per_key: how many live nonces one key may hold, about 130 bytes each; past that, only
+        max_per_key: how many live nonces one key may hold, about 120 bytes each; past that, only
             this key is refused.
     """
 
