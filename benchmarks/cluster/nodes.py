@@ -86,7 +86,8 @@ end
 
 async def _measure(wrk: str, url: str, seconds: int, script: Path, connections: int) -> Load:
     process = await asyncio.create_subprocess_exec(
-        wrk, f"-t{connections // _CONNECTIONS}", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"{url}/v1/validate",
+        wrk, f"-t{connections // _CONNECTIONS}", f"-c{connections}", f"-d{seconds}s",
+        "-s", str(script), f"{url}/v1/validate",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     told = (await process.communicate())[0].decode()

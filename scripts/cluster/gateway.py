@@ -47,7 +47,8 @@ http {{
             proxy_set_header X-Forwarded-Proto $scheme;
             proxy_set_header Forwarded "";
             proxy_connect_timeout 1s;
-            proxy_read_timeout 30s;
+            # Longer than a node waits for its stores (DATABASE_TIMEOUT_SECONDS).
+            proxy_read_timeout 10s;
             proxy_buffers 8 64k;
             proxy_buffer_size 64k;
             # Another node is tried when this one could not be reached or broke off. A POST that
@@ -57,7 +58,7 @@ http {{
             # nodes share the store that is missing.
             proxy_next_upstream error timeout;
             proxy_next_upstream_tries 3;
-            proxy_next_upstream_timeout 5s;
+            proxy_next_upstream_timeout 12s;
         }}
     }}
 }}
