@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from benchmarks.cluster.figures import Table
 from benchmarks.cluster.keys import make_keys
-from benchmarks.http import CORES, _cpu_seconds
+from benchmarks.http import CORES, cpu_seconds
 from scripts.cluster import Cluster
 
 METHOD = """\
@@ -101,5 +101,5 @@ def _cpu(cluster: Cluster) -> dict[str, float]:
     """Seconds of CPU of each part and its children, and of everything on this machine."""
     fields = [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     busy = sum(fields[:8]) - fields[3] - fields[4]  # all but idle and waiting for a disk
-    used = {part.name: _cpu_seconds(part.pid) for part in cluster.parts}
+    used = {part.name: cpu_seconds(part.pid) for part in cluster.parts}
     return used | {"all of the machine": busy / os.sysconf("SC_CLK_TCK")}
