@@ -1,6 +1,7 @@
 """Run the benchmarks: all, or those named.
 
 python -m benchmarks [inprocess] [peers] [startup] [http] [soak] [redis]
+python -m benchmarks cluster [sections and options of its own]
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ ON_DEMAND = {"http", "soak", "redis"}
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["cluster"]:
+        from benchmarks.cluster import suite
+
+        return suite.main(sys.argv[2:])
     names = sys.argv[1:] or [name for name in SECTIONS if name not in ON_DEMAND]
     for name in names:
         if name not in SECTIONS:
