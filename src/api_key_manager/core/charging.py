@@ -119,6 +119,24 @@ class Charging:
             self._credits.put_back(take, taken)
         return None if decision is None else _with_limits(verdict, decision, cost)
 
+    async def charge_one(
+        self, verdict: Verdict, record: ApiKey, presented: Presented, now: float
+    ) -> Verdict:
+        """The same with whatever I/O that takes."""
+        if record.quota is not None:
+            verdicts = [verdict]
+            await self.charge([presented], verdicts, now)
+            return verdicts[0]
+        limits = self.limits_of(record)
+        shared = shared_limits(record) if record.shared_limits else ()
+        if not (limits or shared):
+            return verdict
+        ask = Ask(record.key_id, limits, presented.cost, shared)
+        decisions = await self._decide([ask])
+        if decisions is None:
+            return verdict._replace(reason=Reason.UNAVAILABLE)
+        return limited(verdict, decisions[0])
+
     async def charge(self, batch: Sequence[Presented], verdicts: list[Verdict], now: float) -> None:
         """Charge what is valid of a batch; put refusals into ``verdicts``."""
         takes = {
@@ -169,14 +187,11 @@ class Charging:
     ) -> None:
         if not asked:
             return
-        try:
-            decisions = await self._limiter.take(list(asked.values()))
-        except StorageError as error:
-            self._outages.failed("rate limits cannot be told", error)
+        decisions = await self._decide(list(asked.values()))
+        if decisions is None:
             for i in asked:
                 verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
             return
-        self._outages.worked("rate limits cannot be told")
         for i, decision in zip(asked, decisions, strict=True):
             if asked[i].cost:
                 verdicts[i] = _with_limits(verdicts[i], decision, batch[i].cost)
@@ -185,6 +200,16 @@ class Charging:
             refusal = refuse(decision, batch[i].cost)
             if refusal is not None:
                 verdicts[i] = limited(verdicts[i], refusal)
+
+    async def _decide(self, asked: list[Ask]) -> list[Decision] | None:
+        """What the limiter says, ``None`` when it cannot be told."""
+        try:
+            decisions = await self._limiter.take(asked)
+        except StorageError as error:
+            self._outages.failed("rate limits cannot be told", error)
+            return None
+        self._outages.worked("rate limits cannot be told")
+        return decisions
 
 
 def _is_short(taken: Taken | None) -> bool:
