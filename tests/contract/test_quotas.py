@@ -231,6 +231,22 @@ async def test_survives_a_restart(manager_of, backend):
     assert await reasons(manager_of(), 2) == ["valid", "quota_exceeded"]
 
 
+async def test_no_way_around(manager_of):
+    """The short cut for plain keys is not for one with a quota or a shared limit."""
+    manager = manager_of()
+    shared = [{"name": "all", "limit": 9, "window_seconds": 9, "scope": "owner"}]
+    await manager.create_key("plain", SECRET)
+    await manager.create_key("quota", SECRET, quota={"limit": 900, "refill": "never"})
+    await manager.create_key("shared", SECRET, owner="acme", rate_limits=shared)
+    for key, short in (("plain", True), ("quota", False), ("shared", False)):
+        assert await ask(manager, key)
+        at = int(manager.clock())
+        taken = manager.accept_now(
+            key, sign(SECRET, key, at), at, 1, at, actor="me", request_id=None
+        )
+        assert (taken is not None) is short
+
+
 async def test_warm_without_the_store(manager_of, backend):
     """Between two blocks a validation needs no I/O at all."""
     manager = manager_of()

@@ -143,6 +143,18 @@ def test_good_quotas():
     assert check_quota(quota) == quota
 
 
+def test_no_time_zones_here(monkeypatch):
+    """UTC needs no data of the machine."""
+
+    def unknown(name):
+        raise KeyError(name)
+
+    monkeypatch.setattr("api_key_manager.core.quotas.ZoneInfo", unknown)
+    assert Quota(1, "daily").period(0) == (0, 86_400_000_000)
+    with pytest.raises(KeyError):
+        Quota(1, "daily", 0, "Europe/Berlin").period(0)
+
+
 def test_zones():
     """The names of the IANA database, and not what a machine calls its own."""
     assert all(map(is_zone, ZONES))
@@ -222,6 +234,28 @@ async def test_what_lies_idle_is_returned():
     assert store.total == 1
     assert await spend(other, now=9)
     await other.close(9)
+    assert store.total == 2
+
+
+async def test_what_is_being_returned_is_used_by_nobody():
+    """While the store is told, a request looks for credits elsewhere."""
+    store = Store()
+    credits = Credits(store, lease=True)
+    assert await spend(credits)
+    waits, give_back = asyncio.Event(), store.give_back
+
+    async def slowly(returned):
+        await waits.wait()
+        await give_back(returned)
+
+    store.give_back = slowly  # type: ignore[method-assign]
+    returning = asyncio.create_task(credits.give_back_idle(99))
+    await asyncio.sleep(0)
+    assert credits.take_now(Take("k:a", NEVER, 1), 99) is None
+    assert await spend(credits, now=99)
+    waits.set()
+    await returning
+    await credits.close(99)
     assert store.total == 2
 
 
