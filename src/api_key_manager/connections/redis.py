@@ -128,7 +128,7 @@ class Redis:
         """
         pause, up = _FIRST_PAUSE, True
         while not self._closed:
-            ear = _Ear(on_message)
+            ear = _Ear(on_message, None if up else f"wake-ups from {self.address} are heard again")
             wire = ear.wire = Wire(ear, self.address.greeting, self._timeout, ear.hear)
             try:
                 await wire.open(self.address.connect)
@@ -224,7 +224,7 @@ class Redis:
 class _Ear:
     """Owner of a connection that only listens."""
 
-    def __init__(self, on_message: Callable[[bytes], None]) -> None:
+    def __init__(self, on_message: Callable[[bytes], None], news: str | None) -> None:
         self.pipelines = 0
         self.subscribed = False
         self.heard = 0
@@ -232,6 +232,7 @@ class _Ear:
         self.why = "the connection was lost"
         self.wire: Wire | None = None
         self._on_message = on_message
+        self._news = news
 
     def hear(self, said: Any) -> None:
         self.heard += 1
@@ -239,6 +240,8 @@ class _Ear:
         match said:
             case [b"subscribe", *_]:
                 self.subscribed = True
+                if self._news:
+                    _log.info("%s", self._news)
                 self._on_message(b"")
             case [b"message", _, bytes(payload)]:
                 self._on_message(payload)
