@@ -114,6 +114,15 @@ class Postgres:
             self._process.wait(60)
             self._process = None
 
+    def kill(self) -> None:
+        """End every process of it at once, as a machine does that loses power."""
+        assert self._process is not None
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(60)
+        self._process = None
+
     def freeze(self) -> None:
         """Stop every process of it where it stands."""
         for pid in self._pids():

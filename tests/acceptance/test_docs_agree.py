@@ -75,7 +75,7 @@ class TestReasons:
         order = sections(read("reasons.md"), "##")["Order"]
         named = set(re.findall(r"`(\w+)`", order))
         assert named == {str(reason) for reason in Reason} - {
-            "valid", "quota_exceeded", "unavailable",
+            "valid", "unavailable",
         }  # fmt: skip
 
     def test_other_errors(self):

@@ -22,6 +22,7 @@ from api_key_manager.core.memory import (
     MemoryBox,
     MemoryIdempotency,
     MemoryNonceStore,
+    MemoryQuotaStore,
     MemoryStore,
 )
 from api_key_manager.core.models import canonical_json
@@ -29,6 +30,7 @@ from api_key_manager.core.ports import (
     IdempotencyStore,
     KeyStore,
     NonceStore,
+    QuotaStore,
     RateLimiter,
     SecretBox,
 )
@@ -43,6 +45,7 @@ from api_key_manager.storage import (
     upgrade,
 )
 from api_key_manager.storage.postgres import PostgresDriver
+from api_key_manager.storage.quotas import SqlQuotaStore
 from tests.redis_clock import TimedLimiter, TimedNonceStore
 from tests.services import Postgres
 
@@ -59,6 +62,7 @@ class Backend:
     box: SecretBox
     idempotency: IdempotencyStore
     nonces: Callable[..., NonceStore]
+    quotas: QuotaStore
     birth: float
     edit: Callable[..., None]
     persistent: bool = True
@@ -83,7 +87,8 @@ async def in_memory(_: Any, clock: Any) -> AsyncIterator[Backend]:
         store._keys[key_id] = replace(store._keys[key_id], **columns)
 
     store = MemoryStore(receipts=requests)
-    yield Backend(store, MemoryBox(), requests, open_nonces, now, edit, persistent=False)
+    quotas = MemoryQuotaStore()
+    yield Backend(store, MemoryBox(), requests, open_nonces, quotas, now, edit, persistent=False)
 
 
 @asynccontextmanager
@@ -101,7 +106,10 @@ async def on_sqlite(request: Any, clock: Any) -> AsyncIterator[Backend]:
                 text = canonical_json(list(value)) if isinstance(value, tuple) else value
                 connection.execute(f"UPDATE keys SET {name} = ? WHERE key_id = ?", (text, key_id))
 
-    yield Backend(store, box, store, lambda *limit: SqlNonceStore(driver, *limit), birth, edit)
+    yield Backend(
+        store, box, store, lambda *limit: SqlNonceStore(driver, *limit), SqlQuotaStore(driver),
+        birth, edit,
+    )  # fmt: skip
     await store.close()
 
 
@@ -121,7 +129,10 @@ async def on_postgres(request: Any, clock: Any) -> AsyncIterator[Backend]:
             set_it = f"UPDATE keys SET {column} = $1 WHERE key_id = $2"
             server.sql(set_it, text, key_id, database=name)
 
-    yield Backend(store, box, store, lambda *limit: SqlNonceStore(driver, *limit), birth, edit)
+    def open_nonces(*limit: int) -> SqlNonceStore:
+        return SqlNonceStore(driver, *limit)
+
+    yield Backend(store, box, store, open_nonces, SqlQuotaStore(driver), birth, edit)
     await store.close()
     await asyncio.to_thread(server.drop, name)
 
@@ -179,6 +190,7 @@ def make_manager(
         store=store,
         box=backend.box,
         nonces=backend.nonces(),
+        quotas=backend.quotas,
         # Nobody else changes the store here, so the lease has no end.
         cache=RecordCache(1000, 300, owned=True),
         recorder=Recorder(store),
@@ -206,5 +218,5 @@ def either_manager(request, backend, clock) -> KeyManager:
     validator = AsyncAPIKeyValidator(clock=clock)
     return KeyManager(
         validator, store=backend.store, box=backend.box, nonces=backend.nonces(),
-        limiter=make_limiter(backend, clock),
+        limiter=make_limiter(backend, clock), quotas=backend.quotas,
     )  # fmt: skip

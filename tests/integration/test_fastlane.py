@@ -71,6 +71,10 @@ async def deploy(stack: AsyncExitStack, clock: Any = None, **more: Any) -> Deplo
     create = deployment.manager.create_key
     await create("app", SECRET, {"plan": "pro"}, permissions=["a.*"])
     await create("one", SECRET, {'"rate_limit":null': 1}, rate_limits=[ONE])
+    await create(
+        "metered", SECRET, owner="o", environment="e", quota={"limit": 300, "refill": "daily"},
+        rate_limits=[{"name": "all", "limit": 200, "window_seconds": 9, "scope": "owner"}],
+    )  # fmt: skip
     await create("two", SECRET, rate_limits=[ONE, {"name": "two", "limit": 5, "window_seconds": 1}])
     return deployment
 
@@ -109,7 +113,7 @@ def count_visits(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 BODIES = st.sampled_from(
     ["good", "wrong", "stale", "nonce", "unknown", "ip", "permission", "forbidden", "no json",
      "misfit", "empty", "nan", "large", "batch", "bad batch", "long batch", "one limit",
-     "two limits", "dear", "static", "tagged"]
+     "two limits", "dear", "static", "tagged", "metered", "costly"]
 )  # fmt: skip
 
 
@@ -135,6 +139,8 @@ def body_of(kind: str, clock: Any, number: int) -> bytes:
         "one limit": json.dumps(signed({**KEY, "key_id": "one"}, clock.seconds)),
         "two limits": json.dumps(signed({**KEY, "key_id": "two"}, clock.seconds)),
         "dear": json.dumps({**signed({**KEY, "key_id": "one"}, clock.seconds), "cost": 3}),
+        "metered": json.dumps(signed({**KEY, "key_id": "metered"}, clock.seconds)),
+        "costly": json.dumps({**signed({**KEY, "key_id": "metered"}, clock.seconds), "cost": 90}),
         "static": json.dumps({"key": "app", "signature": sign(SECRET, "app")}),
         "tagged": json.dumps({**good, "tags": ["t"]}),
         "long batch": json.dumps({"validations": [good] * 150}),

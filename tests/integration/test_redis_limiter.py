@@ -154,7 +154,7 @@ async def test_an_unchanged_limit_keeps_its_state(redis):
 
 async def test_a_full_limit_needs_no_entry(redis, redis_at):
     """An entry ends when everything has come back, and not before."""
-    limiter, key = RedisLimiter(redis, "akm"), "akm:limits:{k}"
+    limiter, key = RedisLimiter(redis, "akm"), "akm:limits:k"
     for limits, least, most in ((TEN, 50, 102), (BOTH, 180_000, 180_102)):
         redis_at("DEL", key)
         await limiter.take([Ask("k", limits)])

@@ -15,11 +15,13 @@ import httpx
 import pytest
 
 from api_key_manager.core import APIKeyManagerException, AsyncAPIKeyValidator, sign
+from api_key_manager.core.ports import is_embedded
 from api_key_manager.core.presented import present
 from api_key_manager.server.app import build_app
 from api_key_manager.server.shapes import Validation
-from api_key_manager.wiring import Deployment, backup
+from api_key_manager.wiring import Deployment, backup, open_deployment
 from tests.integration.places import Place, signed
+from tests.integration.postgres_nodes import Shared
 
 ADMIN = "an-admin-token-of-the-settings-" + secrets.token_hex(16)
 
@@ -126,7 +128,9 @@ class Story:
         await manager.revoke_key("bearer", "leaked")
         await manager.delete_key("minted")
         await manager.find_audit()
-        self.said += [repr(manager.get_audit_log()), repr(manager.list_keys(active_only=False))]
+        if is_embedded(manager.store):
+            self.said += [repr(manager.get_audit_log()), repr(manager.list_keys(active_only=False))]
+        self.said += [repr(await manager.find_audit(limit=1000)), repr(await manager.find_keys())]
         self.said += [repr(manager.get_stats()), repr(await manager.key_versions("own"))]
         self.said += [repr(await manager.store.load(["own", "bearer"]))]
 
@@ -192,6 +196,45 @@ async def test_nothing_is_left_in_plain(tmp_path, caplog, capfd, monkeypatch):
     assert find(story.marks, logs.encode()) == []
     for text in (*story.said, *shown):
         assert find(story.marks, text.encode()) == [], text
+
+
+async def test_nothing_is_left_in_plain_on_postgresql(tmp_path, postgres, caplog, capfd):
+    """The same with PostgreSQL: nothing in any row, nor the URL's password anywhere, also when the
+    connection is lost or refused."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.CRITICAL, "httpx")
+    place = Shared(tmp_path, postgres)
+    password = f"pw-{secrets.token_hex(16)}"
+    url = place.url.replace("akm@", f"akm:{password}@")
+    settings = place.settings(DATABASE_URL=url, AKM_ADMIN_TOKEN=ADMIN, DEBUG=True)
+    async with open_deployment(settings) as deployment:
+        story = Story(deployment)
+        story.mark("URL's password", password)
+        story.mark("master key", settings.AKM_MASTER_KEY)
+        await story.run()
+        await deployment.manager.recorder.flush(time.time(), uses=True)
+        place.kill_connections()
+        await deployment.manager.find_keys()
+        shown = [repr(settings), repr(deployment), *reprs()]
+    for wrong in (
+        url.replace("/akm_", "/none_"),
+        url.replace("akm:", "nobody:"),
+        url + "?sslmode=x",
+    ):
+        await story.wrong(open_deployment(place.settings(DATABASE_URL=wrong)).__aenter__())
+    tables = place.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    rows = b""
+    for (table,) in tables:
+        for row in place.sql(f"SELECT * FROM {table}"):  # noqa: S608 - a name from the catalogue
+            rows += b"\n".join(v if type(v) is bytes else str(v).encode() for v in row)
+    assert find({"canary": "CANARY-IN-METADATA"}, rows)
+    assert find(story.marks, rows) == []
+    out, err = capfd.readouterr()
+    logs = "\n".join([*(repr(record.__dict__) for record in caplog.records), caplog.text, out, err])
+    assert find(story.marks, logs.encode()) == []
+    for text in (*story.said, *shown):
+        assert find(story.marks, text.encode()) == [], text
+    place.drop()
 
 
 def reprs() -> list[str]:

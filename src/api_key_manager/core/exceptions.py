@@ -169,9 +169,21 @@ class EncryptionError(APIKeyManagerException):
 
 
 class StorageError(APIKeyManagerException):
-    """The store cannot answer, or what it answered cannot be believed."""
+    """The store cannot answer, or what it answered cannot be believed.
+
+    Args:
+        message: as of every exception.
+        reason: the slug.
+        uncertain: whether the change that was asked for may have been made all the same.
+    """
 
     default_reason = Reason.UNAVAILABLE.value
+
+    def __init__(
+        self, message: str = "", *, reason: str | None = None, uncertain: bool = False
+    ) -> None:
+        super().__init__(message, reason=reason)
+        self.uncertain = uncertain
 
 
 class Outcome(NamedTuple):

@@ -115,10 +115,12 @@ class Recorder:
         waiting = len(self._events) + len(self._folded) + self._landing
         return waiting + self._reserved >= self._capacity
 
-    def note(self, presented: Presented, verdict: Verdict, now: float) -> None:
-        """Note one verdict."""
+    def note(
+        self, presented: Presented, verdict: Verdict, now: float, environment: str | None = None
+    ) -> None:
+        """Note one verdict, and in which environment the key is."""
         if verdict.reason is not _VALID:
-            self._note_refusal(presented, verdict, now)
+            self._note_refusal(presented, verdict, now, environment)
             return
         scheme, version, tags = verdict.scheme, verdict.version, presented.tags
         # What an admin token is used for has events of its own.
@@ -128,18 +130,22 @@ class Recorder:
             self.note_valid(
                 presented.key_id, presented.actor, presented.ip, presented.request_id,
                 _tagged(tags, scheme, version) if tags else detail_of(scheme, version), now,
+                environment,
             )  # fmt: skip
         if scheme == "static":
             self._used_static[presented.key_id] = self._used[presented.key_id]
 
     def note_valid(
         self, key_id: str, actor: str | None, ip: str | None, request_id: str | None,
-        detail_json: str, now: float,
+        detail_json: str, now: float, environment: str | None = None,
     ) -> None:  # fmt: skip
         """Note one acceptance, where all of them are wanted."""
         at = self._used[key_id] = int(now * MICROSECONDS)
         # Not by its name: the class would take twice as long for the same.
-        event = (at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json, 1)
+        event = (
+            at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json, 1,
+            environment,
+        )  # fmt: skip
         self._events.append(_new(AuditEvent, event))
         if len(self._events) == _PLENTY:
             self._plenty.set()
@@ -148,7 +154,9 @@ class Recorder:
         """Note that a key was used, without an event."""
         self._used[key_id] = int(now * MICROSECONDS)
 
-    def _note_refusal(self, presented: Presented, verdict: Verdict, now: float) -> None:
+    def _note_refusal(
+        self, presented: Presented, verdict: Verdict, now: float, environment: str | None
+    ) -> None:
         admin, reason = presented.realm == ADMIN_REALM, verdict.reason
         if not (self._failures or admin):
             return
@@ -159,6 +167,7 @@ class Recorder:
         event = AuditEvent(
             int(now * MICROSECONDS), action, key_id, presented.actor, reason.value,
             ip, presented.request_id, _refusaldetail_of(presented.tags, verdict),
+            environment=None if reason in _UNPROVED else environment,
         )  # fmt: skip
         if reason not in _UNAUTHENTICATED:
             self._events.append(event)
@@ -193,7 +202,7 @@ class Recorder:
         if folded is None and len(self._folded) >= self._most_folded:
             bucket = (action, reason, None, None, int(now))
             folded = self._folded.get(bucket)
-            event = event._replace(ip=None)
+            event = event._replace(ip=None, environment=None)
         if folded is None:
             self._folded[bucket] = _Folded(event)
         else:

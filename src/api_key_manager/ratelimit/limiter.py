@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from api_key_manager.connections.redis import LuaScript, Redis, Word
 from api_key_manager.core.limits import Decision, RateLimit, decide
-from api_key_manager.core.ports import Ask
+from api_key_manager.core.ports import Ask, SharedLimit
 from api_key_manager.ratelimit.names import check_prefix
 
 __all__ = ["RedisLimiter"]
@@ -40,7 +40,13 @@ class RedisLimiter:
         self._script = _TAKE
         self._known: dict[tuple[tuple[RateLimit, ...], int], tuple[Word, ...]] = {}
 
-    def take_now(self, key: str, limits: tuple[RateLimit, ...], cost: int) -> Decision | None:
+    def take_now(
+        self,
+        key: str,
+        limits: tuple[RateLimit, ...],
+        cost: int,
+        shared: tuple[SharedLimit, ...] = (),
+    ) -> Decision | None:
         """Always ``None``: it needs I/O."""
         return None
 
@@ -53,35 +59,39 @@ class RedisLimiter:
         decisions: list[Decision] = []
         for start in range(0, len(asked), _PER_CALL):
             part = asked[start : start + _PER_CALL]
-            # In braces, so that a cluster would keep each key's limits in one place.
-            keys = [f"{self._prefix}{{{ask.key}}}" for ask in part]
+            keys: list[Word] = []
             words: list[Word] = []
             for ask in part:
-                words += self._known.get((ask.limits, ask.cost)) or self._words(ask)
+                buckets = [(ask.key, ask.limits)] if ask.limits else []
+                buckets += [(bucket, (limit,)) for bucket, limit in ask.shared]
+                words.append(len(buckets))
+                for bucket, limits in buckets:
+                    keys.append(f"{self._prefix}{bucket}")
+                    words += self._known.get((limits, ask.cost)) or self._words(limits, ask.cost)
             answer = await self._redis.run(self._script, keys, words)
             decisions += _decisions(part, answer)
         return decisions
 
-    def _words(self, ask: Ask) -> tuple[Word, ...]:
-        """What the script is told of limits and cost."""
-        words: list[Word] = [len(ask.limits)]
-        for name, limit, window_seconds in ask.limits:
+    def _words(self, limits: tuple[RateLimit, ...], cost: int) -> tuple[Word, ...]:
+        """What the script is told of a bucket's limits, and of the cost."""
+        words: list[Word] = [len(limits)]
+        for name, limit, window_seconds in limits:
             if ";" in name or "=" in name:
                 raise ValueError("the name of a limit holds no ; and no =")
             window = window_seconds * 1_000_000
             # More than the whole limit never passes, and its quotient might not fit a double.
-            taken = divmod(ask.cost * window, limit) if ask.cost <= limit else (window + 1, 0)
+            taken = divmod(cost * window, limit) if cost <= limit else (window + 1, 0)
             words += (f"{name} {limit} {window_seconds}", limit, window, *taken)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known[ask.limits, ask.cost] = made = tuple(words)
+        self._known[limits, cost] = made = tuple(words)
         return made
 
 
 def _decisions(asked: Sequence[Ask], answer: list[Any]) -> list[Decision]:
     now, at, decisions = answer[0], 1, []
-    for _, limits, cost in asked:
-        allowed, at = answer[at], at + 1
+    for ask in asked:
+        limits, allowed, at = ask.every, answer[at], at + 1
         arrivals = []
         for rate in limits:
             # From two doubles there to one number of ticks here.
@@ -91,6 +101,6 @@ def _decisions(asked: Sequence[Ask], answer: list[Any]) -> list[Decision]:
             Decision(True, limits, arrivals, now)
             if allowed
             # Refused again by the same arithmetic, which says by which limit and for how long.
-            else decide(limits, arrivals, cost, now)[0]
+            else decide(limits, arrivals, ask.cost, now)[0]
         )
     return decisions

@@ -7,7 +7,7 @@ from typing import Final, Literal, get_args
 
 from api_key_manager.core.exceptions import StorageError
 from api_key_manager.core.limits import Decision, RateLimit
-from api_key_manager.core.ports import Ask, RateLimiter
+from api_key_manager.core.ports import Ask, RateLimiter, SharedLimit
 from api_key_manager.ratelimit.trouble import Trouble
 
 __all__ = ["OutageLimiter", "OutagePolicy"]
@@ -52,7 +52,13 @@ class OutageLimiter:
         """Why the policy decides; ``None`` while the shared limiter does."""
         return self._trouble.problem
 
-    def take_now(self, key: str, limits: tuple[RateLimit, ...], cost: int) -> Decision | None:
+    def take_now(
+        self,
+        key: str,
+        limits: tuple[RateLimit, ...],
+        cost: int,
+        shared: tuple[SharedLimit, ...] = (),
+    ) -> Decision | None:
         """Always ``None``: it needs I/O."""
         return None
 
@@ -70,7 +76,7 @@ class OutageLimiter:
             if self.policy == "deny":
                 raise
             if self.policy == "allow":
-                return [Decision(True, ask.limits, (0,) * len(ask.limits), 0) for ask in asked]
+                return [Decision(True, ask.every, (0,) * len(ask.every), 0) for ask in asked]
             return await self._local.take(asked)
         self._trouble.worked()
         return decisions

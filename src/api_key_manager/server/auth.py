@@ -104,7 +104,8 @@ class Door:
         )
         verdict = yield from judged(presented)
         if verdict.valid and verdict.key is not None:
-            principal = Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
+            key = verdict.key
+            principal = Principal(key.key_id, key.permissions, ip, request_id, key.environment)
             return Admission(principal, presented, verdict)
         if wait := self._wait_after(presented, verdict):
             raise too_many_failures(wait)

@@ -25,7 +25,7 @@ from api_key_manager.config import Settings
 from api_key_manager.core.addresses import client_address
 from api_key_manager.core.credentials import CREDENTIAL_HEADERS, Fields, credential, is_signed
 from api_key_manager.core.exceptions import OUTCOMES, ValidationError
-from api_key_manager.core.limits import ratelimit_headers
+from api_key_manager.core.limits import ratelimit_headers, whole_seconds
 from api_key_manager.core.models import ApiKey, Reason, Verdict, canonical_json
 from api_key_manager.core.permissions import compile_expression
 from api_key_manager.core.presented import Presented, present
@@ -182,6 +182,12 @@ def _without_token(shown: Mapping[str, Any]) -> dict[str, Any]:
 def _refusal(verdict: Verdict) -> ProblemError:
     reason, limit = verdict.reason, verdict.rate_limit
     status = OUTCOMES[reason].status
+    if reason is Reason.QUOTA_EXCEEDED and verdict.quota is not None:
+        wait = whole_seconds(verdict.quota.retry_after)
+        return ProblemError(
+            status, reason.value, f"Refused: {OUTCOMES[reason].message}.",
+            headers=[(b"retry-after", b"%d" % wait)] if wait else (),
+        )  # fmt: skip
     if status in (403, 429):
         return ProblemError(
             status, reason.value, f"Refused: {OUTCOMES[reason].message}.",

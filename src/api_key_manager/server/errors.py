@@ -117,12 +117,22 @@ def forbidden(scope: str) -> ProblemError:
     return ProblemError(403, Reason.FORBIDDEN.value, f"This needs the scope {scope}.")
 
 
-def unavailable() -> ProblemError:
-    """It cannot be told right now; why is in the log."""
+def unavailable(*, uncertain: bool = False) -> ProblemError:
+    """It cannot be told right now; why is in the log.
+
+    Args:
+        uncertain: whether the change may have been made all the same.
+    """
+    told = (
+        "The store went away while this was being written: it may or may not have been done."
+        " The same request with the same Idempotency-Key finds out."
+        if uncertain
+        else "The store cannot answer right now. Try again in a moment."
+    )
     return ProblemError(
         503,
         Reason.UNAVAILABLE.value,
-        "The store cannot answer right now. Try again in a moment.",
+        told,
         headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
     )
 
@@ -155,7 +165,9 @@ _SLUGS: Final = {
     415: "unsupported_media_type",
 }
 
-_read_field = re.compile(r"([a-z_]+(?:\[\d+\](?:\.[a-z_]+)?)?): ").match
+_read_field = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)?): ").match
+# Members that are objects with members of their own.
+_OBJECTS: Final = frozenset({"quota"})
 
 
 def problem_of(error: Exception) -> ProblemError:
@@ -179,7 +191,7 @@ def _problem_of_ours(error: APIKeyManagerException) -> ProblemError:
     if status == 500:
         return ProblemError(500, "error", "Something went wrong here.")
     if status == 503:
-        return unavailable()
+        return unavailable(uncertain=isinstance(error, StorageError) and error.uncertain)
     message = str(error)
     field = _read_field(message)
     return ProblemError(status, error.reason, message, field=field[1] if field else None)
@@ -211,6 +223,6 @@ def _field_of(location: Sequence[str | int]) -> str:
     for before, part in itertools.pairwise(rest):
         if type(part) is int:
             inner += f"[{part}]"
-        elif type(before) is int:
+        elif type(before) is int or before in _OBJECTS:
             inner += f".{part}"[:65]
     return f"{rest[0]}"[:64] + inner

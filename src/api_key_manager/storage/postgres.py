@@ -8,9 +8,9 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import asyncpg
 from sqlalchemy.dialects.postgresql import asyncpg as dialects
@@ -25,29 +25,88 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Pool: TypeAlias = "asyncpg.Pool[Any]"
 Connect = Callable[[], Awaitable[Any]]
+Job = Callable[[Any, "_Attempt"], Awaitable[T]]
 
-_LEAST_VERSION: Final = 14
+LEAST_VERSION: Final = 14
 _ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.005
 _AWAY_SECONDS: Final = 0.5
+# The server gives up a little earlier than we do: so it can be told from one that is silent.
+_SERVER_SHARE: Final = 0.9
+_ALIVE_SECONDS: Final = 10.0
 # Of asyncpg, of the network, and of values that cannot be sent. A time-out is an OSError.
-ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError)
+ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    ValueError,
+)
 # Nothing was committed, and the same again may well succeed: another transaction was in the way,
-# or the connection turned out to be gone.
+# or the connection turned out to be gone. Not a statement that took too long.
 _PASSING = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.UniqueViolationError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
     ConnectionResetError,
 )
+# The server is there, or was a moment ago, and takes nobody: starting, stopping, or silent.
+_AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.InternalClientError)
+# After these a connection is of no use: it waits for an answer, or its server has become a standby.
+_SPOILING = (
+    TimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError,
+)
+# What leaves open whether a commit that was sent was done. After any other answer it was not: so
+# says the server. One that crashes says so to everybody, also to whom it owes a "done".
+_OPEN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.StatementCompletionUnknownError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+# What operators meet most, in words that say what to do.
+_PLAIN: Final = {
+    "28P01": "it refuses the password",
+    "28000": "it refuses the user, or a connection without TLS",
+    "3D000": "there is no database of that name",
+    "42501": "the user lacks a privilege",
+    "57014": "a statement took too long",
+    "53300": "it has no connection left",
+}
 
 
-class _Unanswered(Exception):  # noqa: N818 - no error of its own: what is behind it is
-    """The commit was sent, and nobody knows what became of it."""
+class _Passing(Exception):  # noqa: N818 - no error of its own: it carries one
+    """Nothing was committed, and the same again may well succeed."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Attempt:
+    """One run of a script.
+
+    Attributes:
+        asked_at: when the server was asked for what it has not answered yet, by the loop's clock;
+            ``None`` before it was asked for anything.
+        commit_sent: whether that is a commit.
+    """
+
+    def __init__(self) -> None:
+        self.asked_at: float | None = None
+        self.commit_sent = False
+
+    def ask(self) -> None:
+        self.asked_at = asyncio.get_running_loop().time()
 
 
 class PostgresDriver:
@@ -56,17 +115,28 @@ class PostgresDriver:
     A script that writes runs in a transaction of the level READ COMMITTED: changes of keys stand
     in a line behind the one row that holds the revision, and what else two transactions may do to
     each other ends in an error that is passing, after which the whole script runs again. When the
-    connection is lost while the commit is under way, it is not run again, since it may have been
-    done: the caller is told, and an idempotency key finds out.
+    connection is lost, or the time is up, while the commit is under way, it is not run again, since
+    it may have been done: the caller is told, and an idempotency key finds out.
 
     While the server is away, calls fail at once for half a second after each failure, so that
     requests do not pile up behind its time-outs.
     """
 
-    def __init__(self, pool: asyncpg.Pool[Any], connect: Connect, seconds: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        make_pool: Callable[[], Awaitable[Pool]],
+        connect: Connect,
+        connections: int,
+        seconds: float,
+    ) -> None:
         self.dialect: Dialect = dialects.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's
         self._pool = pool
+        self._make_pool = make_pool
+        self._retired: list[Pool] = []
         self._connect = connect
+        # Of callers, so that who waits for another one is told from who waits for the server.
+        self._slots = asyncio.Semaphore(connections)
         self._seconds = seconds
         self._away_until = 0.0
 
@@ -83,8 +153,9 @@ class PostgresDriver:
         Raises:
             StorageError: the server is not there, refuses the user, or is older than 14.
         """
-        limit = f"{int(seconds * 1000)}ms"
+        limit = f"{int(seconds * _SERVER_SHARE * 1000)}ms"
         options: dict[str, Any] = {
+            **only_primary(url),
             "timeout": seconds,
             "command_timeout": seconds,
             "server_settings": {
@@ -94,29 +165,37 @@ class PostgresDriver:
                 "timezone": "UTC",
             },
         }
+        make_pool = partial(asyncpg.create_pool, url, min_size=0, max_size=connections, **options)
         try:
-            pool = await asyncpg.create_pool(url, min_size=1, max_size=connections, **options)
+            pool = await make_pool()
             async with pool.acquire() as connection:
-                version = connection.get_server_version().major
+                check_server(connection)
         except ERRORS as error:
             raise storage_error(error) from None
-        if version < _LEAST_VERSION:
-            await pool.close()
-            raise StorageError(f"PostgreSQL {version} is too old: {_LEAST_VERSION} is needed")
-        return cls(pool, partial(asyncpg.connect, url, **options), seconds)
+        except StorageError:
+            pool.terminate()
+            raise
+        connect = partial(asyncpg.connect, url, **options)
+        return cls(pool, make_pool, connect, connections, seconds)
 
     async def read(self, script: Callable[P, Script[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a short script that only reads."""
-        return await self._do(lambda connection: self._run(connection, script(*args, **kwargs)))
+
+        async def job(connection: Any, attempt: _Attempt) -> T:
+            return await self._run(connection, script(*args, **kwargs), attempt)
+
+        return await self._do(job)
 
     async def read_aside(
         self, script: Callable[P, Script[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a long one on one state."""
 
-        async def job(connection: Any) -> T:
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                return await self._run(connection, script(*args, **kwargs))
+        async def job(connection: Any, attempt: _Attempt) -> T:
+            transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+            result = await self._within(transaction, connection, script(*args, **kwargs), attempt)
+            await transaction.commit()
+            return result
 
         return await self._do(job)
 
@@ -128,83 +207,120 @@ class PostgresDriver:
         Raises:
             StorageError: nothing was written; or, as it then says, perhaps everything was.
         """
-        return await self._do(lambda connection: self._commit(connection, script(*args, **kwargs)))
 
-    async def _do(self, job: Callable[[Any], Awaitable[T]]) -> T:
-        deadline = time.monotonic() + self._seconds
-        for attempt in range(1, _ATTEMPTS + 1):
+        async def job(connection: Any, attempt: _Attempt) -> T:
+            transaction = connection.transaction()
+            result = await self._within(transaction, connection, script(*args, **kwargs), attempt)
+            attempt.ask()
+            attempt.commit_sent = True
+            await transaction.commit()
+            return result
+
+        return await self._do(job)
+
+    async def _do(self, job: Job[T]) -> T:
+        # Of the loop's clock. All attempts and the pauses between them share the time.
+        deadline = asyncio.get_running_loop().time() + self._seconds
+        for number in range(1, _ATTEMPTS + 1):
+            attempt = _Attempt()
             try:
-                async with self._connection() as connection:
-                    return await job(connection)
-            except _PASSING as error:
-                pause = random.uniform(0.5, 1) * _PAUSE_SECONDS * 4**attempt  # noqa: S311 - spreads
-                if attempt == _ATTEMPTS or time.monotonic() + pause > deadline:
-                    raise storage_error(error) from None
+                async with self._connection(attempt, deadline) as connection:
+                    return await job(connection, attempt)
+            except _Passing as passing:
+                pause = random.uniform(0.5, 1) * _PAUSE_SECONDS * 4**number  # noqa: S311 - spreads
+                late = asyncio.get_running_loop().time() + pause > deadline
+                if number == _ATTEMPTS or late:
+                    raise storage_error(passing.error) from None
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _commit(self, connection: Any, script: Script[T]) -> T:
-        transaction = connection.transaction()
+    async def _within(
+        self, transaction: Any, connection: Any, script: Script[T], attempt: _Attempt
+    ) -> T:
+        """Begin a transaction and run a script in it."""
         await transaction.start()
         try:
-            result = await self._run(connection, script)
-        except BaseException:
-            if not connection.is_closed():
+            return await self._run(connection, script, attempt)
+        except Exception:
+            # Not when the time is up: a server that was silent then would be so to this as well.
+            # The connection is dropped instead, as is one that cannot do this any more.
+            with suppress(*ERRORS):
                 await transaction.rollback()
             raise
-        try:
-            await transaction.commit()
-        except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, TimeoutError):
-            raise _Unanswered from None
-        return result
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        """A connection for one operation. What goes wrong becomes a ``StorageError``, but for what
+    async def _connection(self, attempt: _Attempt, deadline: float) -> AsyncIterator[Any]:
+        """A connection for one attempt. What goes wrong becomes a ``StorageError``, but for what
         is passing."""
         if time.monotonic() < self._away_until:
             raise StorageError("the database cannot be used: it does not answer")
-        connection = None
+        loop, pool, connection = asyncio.get_running_loop(), self._pool, None
         try:
-            async with asyncio.timeout(self._seconds):
-                connection = await self._pool.acquire()
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+                attempt.ask()
+                connection = await pool.acquire()
                 yield connection
-        except _PASSING:
-            raise
-        except _Unanswered:
-            raise StorageError(
-                "the database went away during a commit, which may or may not have been done"
-            ) from None
         except ERRORS as error:
-            if connection is None and self._crowded:
+            if attempt.asked_at is None:
                 raise StorageError("all connections to the database are in use") from None
-            if isinstance(error, OSError | asyncpg.CannotConnectNowError):
-                self._away_until = time.monotonic() + _AWAY_SECONDS
+            passing = isinstance(error, _PASSING) or (
+                connection is not None
+                and isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
+                and _is_lost(connection)
+            )
+            if isinstance(error, _AWAY) and not passing:
+                # Whose time went into waiting for others has not given the server time to answer.
+                patient = loop.time() - attempt.asked_at >= self._seconds * _SERVER_SHARE
+                if patient or not isinstance(error, TimeoutError):
+                    self._away_until = time.monotonic() + _AWAY_SECONDS
+                    await self._start_over(pool)
+            if connection is not None and isinstance(error, _SPOILING):
+                connection.terminate()
+            if attempt.commit_sent and isinstance(error, _OPEN):
+                raise StorageError(
+                    "the database went away during a commit, which may or may not have been done",
+                    uncertain=True,
+                ) from None
+            if passing:
+                raise _Passing(error) from None
             raise storage_error(error) from None
         finally:
             if connection is not None:
-                await self._release(connection)
+                await self._release(pool, connection)
+            if attempt.asked_at is not None:
+                self._slots.release()
 
-    @property
-    def _crowded(self) -> bool:
-        pool = self._pool
-        return bool(pool.get_size() >= pool.get_max_size() and not pool.get_idle_size())
+    async def _start_over(self, pool: Pool) -> None:
+        """Leave the connections that there are: each may be as dead, and cost somebody a time-out."""
+        if pool is not self._pool:
+            return
+        self._pool = await self._make_pool()  # of no connection yet, so this takes no time
+        # What is under way on the old ones ends by itself.
+        self._retired.append(pool)
+        asyncio.get_running_loop().call_later(self._seconds, self._drop, pool)
 
-    async def _release(self, connection: Any) -> None:
+    def _drop(self, pool: Pool) -> None:
+        if pool in self._retired:
+            self._retired.remove(pool)
+            pool.terminate()
+
+    async def _release(self, pool: Pool, connection: Any) -> None:
         try:
             # One in the middle of something may have a server behind it that no longer answers,
             # and would keep whoever gives it back waiting as well.
             if time.monotonic() < self._away_until or connection.is_in_transaction():
                 connection.terminate()
-            await self._pool.release(connection, timeout=1)
+            await pool.release(connection, timeout=1)
         except ERRORS:
             _log.debug("a connection was lost while it was given back")
 
-    async def _run(self, connection: Any, script: Script[T]) -> T:
+    async def _run(self, connection: Any, script: Script[T], attempt: _Attempt) -> T:
         dialect = self.dialect
         try:
             step = next(script)
             while True:
+                attempt.ask()
                 if isinstance(step, Many):
                     await self._insert(connection, step)
                     step = script.send([])
@@ -245,7 +361,11 @@ class PostgresDriver:
             connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(channel, lambda *_: heard())
             heard()
-            await lost.wait()
+            while not lost.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(lost.wait(), _ALIVE_SECONDS)
+                # A connection that was cut somewhere on the way would be silent for ever.
+                await connection.execute("SELECT 1")
         except ERRORS as error:
             raise storage_error(error) from None
         finally:
@@ -254,10 +374,37 @@ class PostgresDriver:
 
     async def close(self) -> None:
         """Finish what was begun and close every connection."""
+        for pool in [*self._retired]:
+            self._drop(pool)
         try:
             await asyncio.wait_for(self._pool.close(), self._seconds)
         except ERRORS:
             self._pool.terminate()
+
+
+def _is_lost(connection: Any) -> bool:
+    """Whether an error that says nothing is because of a connection that ended."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # it even left the pool for that
+        return True
+
+
+def only_primary(url: str) -> dict[str, str]:
+    """Options that refuse a standby, unless the URL chooses for itself: what a standby says of the
+    change feed may be old, and the revocation bound rests on that."""
+    return {} if "target_session_attrs" in url else {"target_session_attrs": "primary"}
+
+
+def check_server(connection: Any) -> None:
+    """Refuse what is too old.
+
+    Raises:
+        StorageError: it is older than 14.
+    """
+    version = connection.get_server_version().major
+    if version < LEAST_VERSION:
+        raise StorageError(f"PostgreSQL {version} is too old: {LEAST_VERSION} is needed")
 
 
 def storage_error(error: BaseException) -> StorageError:
@@ -265,11 +412,22 @@ def storage_error(error: BaseException) -> StorageError:
     own messages may quote what they were given."""
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error"))
-        what = f"{words.lower()} ({error.sqlstate})"
+        what = f"{_PLAIN.get(error.sqlstate, words.lower())} ({error.sqlstate})"
     elif isinstance(error, TimeoutError):
         what = "it did not answer in time"
+    elif isinstance(error, ConnectionRefusedError):
+        what = "nobody listens there"
+    elif isinstance(error, FileNotFoundError):
+        what = "a file that its URL names is not there"
+    elif isinstance(error, OSError) and "rejected SSL" in str(error):
+        what = "it takes no connection with TLS"
     elif isinstance(error, OSError):
-        what = error.strerror or "it cannot be reached"
+        # What stands behind it in parentheses is an address, or a place in OpenSSL.
+        what = (error.strerror or "it cannot be reached").partition(" (")[0]
+    elif isinstance(error, asyncpg.ClientConfigurationError):
+        what = "a parameter of its URL, or what it names, is not usable"
+    elif isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        what = "no server there takes changes, only a standby"
     else:
         what = "the connection failed"
     return StorageError(f"the database cannot be used: {what}")

@@ -75,6 +75,12 @@ class SqlStore:
     async def count(self, realm: str, now: int) -> dict[str, int]:
         return await self.driver.read_aside(scripts.count, realm, now)
 
+    @reads
+    async def census(
+        self, realm: str, now: int, environment: str | None = None
+    ) -> dict[str | None, dict[str, int]]:
+        return await self.driver.read_aside(scripts.census, realm, now, environment)
+
     @writes
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
         await self.driver.write(scripts.record_events, events, used)

@@ -20,7 +20,8 @@ class Metric(NamedTuple):
     Attributes:
         kind: of the metric.
         told: the help text.
-        labels: their names; no value of them may be for callers to choose.
+        labels: their names; no value of them may be for callers to choose, and of what operators
+            choose only so many are shown.
         across: what is shown of several workers: their sum, one series per worker with its
             number as the label ``worker``, or only what the answering one says.
     """
@@ -39,6 +40,11 @@ METRICS: Final[Mapping[str, Metric]] = {
     "akm_validations_total": Metric(
         "counter", "Verdicts on callers' credentials, each of a batch counted.",
         ("reason", "scheme"),
+    ),
+    "akm_environment_validations_total": Metric(
+        "counter",
+        "Verdicts on credentials of keys with an environment, of which the secret was proved.",
+        ("environment", "result"),
     ),
     "akm_admin_token_refusals_total": Metric("counter", "Refused admin tokens.", ("reason",)),
     "akm_failures_slowed_total": Metric(

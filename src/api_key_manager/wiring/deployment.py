@@ -19,6 +19,7 @@ from api_key_manager.core.validator import AsyncAPIKeyValidator
 from api_key_manager.storage import SqlNonceStore, SqlStore
 from api_key_manager.storage.feed import prune as prune_feed
 from api_key_manager.storage.idempotency import prune as prune_requests
+from api_key_manager.storage.quotas import prune_quotas
 from api_key_manager.wiring.backend import Backend
 from api_key_manager.wiring.backends import open_backend
 from api_key_manager.wiring.exposition import Exposition
@@ -39,6 +40,7 @@ __all__ = ["Deployment", "open_deployment", "open_manager"]
 _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
+_CREDITS_SECONDS = 1.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 
@@ -83,6 +85,7 @@ class Deployment:
         self.follower: Follower | None = None
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
+        self._sweeps = True
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared
@@ -123,7 +126,15 @@ class Deployment:
         try:
             await self.manager.sweep()
         except StorageError as error:
-            _log.warning("ends could not be written: %s", error)
+            if self._sweeps:
+                _log.warning("ends could not be written: %s", error)
+            self._sweeps = False
+        else:
+            self._sweeps = True
+
+    async def give_back_credits(self) -> None:
+        """Return credits of quotas that lie idle here."""
+        await self.manager.credits.give_back_idle(self.manager.clock())
 
     async def mint_first_token(self, *, on_terminal: bool) -> None:
         """Mint the admin token that a database gets once, unless one comes from the settings.
@@ -147,6 +158,7 @@ class Deployment:
         """Stop what runs, write what waits, let go of the store."""
         self.manager.close()
         await self.supervisor.stop()
+        await self.manager.credits.close(self.manager.clock())
         try:
             await self.manager.recorder.flush(self.manager.clock(), uses=True)
         except StorageError as error:
@@ -251,6 +263,7 @@ def _deployment(
         box=backend.box,
         nonces=backend.nonces if shared is None else shared.nonces,
         limiter=None if shared is None else shared.limiter,
+        quotas=backend.quotas,
         load=None if shared is None else shared.records.load,
         prefix=settings.TOKEN_PREFIX,
         nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
@@ -292,6 +305,7 @@ async def _start(deployment: Deployment) -> None:
         step = partial(publish, keys=observing.sends)
         supervisor.start("metrics", every(_PUBLISH_SECONDS, step))
     supervisor.start("audit", deployment.keep_flushing)
+    supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
 
 
@@ -301,6 +315,8 @@ async def _prune(deployment: Deployment, store: SqlStore) -> None:
     now = deployment.manager.clock()
     try:
         while await SqlNonceStore(store.driver).prune(now):
+            pass
+        while await store.driver.write(prune_quotas, now):
             pass
         while await store.driver.write(prune_requests, int(now * 1_000_000)):
             pass

@@ -96,6 +96,9 @@ class Exposition:
             "akm_build_info": {(__version__,): [1]},
             "akm_ready": {(): [int(self._ready())]},
             "akm_validations_total": by_reason,
+            "akm_environment_validations_total": {
+                where: [count] for where, count in tally.environments().items()
+            },
             "akm_admin_token_refusals_total": _labelled(tally.refused_admin_tokens()),
             "akm_failures_slowed_total": {(): [tally.slowed]},
             "akm_nonces_refused_total": _labelled(tally.refused_nonces()),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from api_key_manager.config import Settings
-from api_key_manager.core.exceptions import ConfigurationError
+from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.storage import SqlNonceStore, SqlStore, scripts
 from api_key_manager.storage.postgres import PostgresDriver
 from api_key_manager.storage.postgres_feed import PostgresFeed
 from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
+from api_key_manager.storage.quotas import SqlQuotaStore
 from api_key_manager.wiring.backend import Backend, open_box
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import read_shared_master_key
@@ -18,6 +21,7 @@ from api_key_manager.wiring.supervisor import every
 
 __all__ = ["current_of", "name_of", "open_postgres"]
 
+_log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.5
 _LISTEN_AGAIN_SECONDS: Final = 1.0
 
@@ -41,7 +45,8 @@ async def open_postgres(
         observe = observing.meter.operation
         store = SqlStore(driver, observe=observe)
         nonces = SqlNonceStore(driver, observe=observe)
-        backend = Backend(store, store, name, where, nonces, box, origin)
+        quotas = SqlQuotaStore(driver, observe=observe)
+        backend = Backend(store, store, name, where, nonces, quotas, box, origin)
         if background:
             bound = settings.REVOCATION_BOUND_SECONDS
             following = await PostgresDriver.open(url, connections=1, seconds=bound / 2)
@@ -51,12 +56,35 @@ async def open_postgres(
                 skew=settings.CLOCK_SKEW_TOLERANCE_SECONDS,
             )
             backend.feed, backend.knock, backend.close_more = feed, feed.knock, following.close
-            listen = partial(following.listen, scripts.WAKE_CHANNEL, feed.knock)
-            # Only the delay grows while nobody listens.
-            backend.tasks = {"listener": every(_LISTEN_AGAIN_SECONDS, listen)}
+            listener = _Listener(following, feed.knock)
+            backend.tasks = {"listener": every(_LISTEN_AGAIN_SECONDS, listener.listen)}
         return backend
     except BaseException:
         if following is not None:
             await following.close()
         await driver.close()
         raise
+
+
+class _Listener:
+    """Hears of changes at once. Only the delay grows while it does not: no reason to be unready."""
+
+    def __init__(self, driver: PostgresDriver, knock: Callable[[], None]) -> None:
+        self._driver = driver
+        self._knock = knock
+        self._deaf = False
+
+    async def listen(self) -> None:
+        """Listen until the connection is lost."""
+        try:
+            await self._driver.listen(scripts.WAKE_CHANNEL, self._heard)
+        except StorageError as error:
+            if not self._deaf:
+                _log.warning("changes are found by polling only: %s", error)
+            self._deaf = True
+
+    def _heard(self) -> None:
+        if self._deaf:
+            _log.info("changes are announced again")
+        self._deaf = False
+        self._knock()
