@@ -236,9 +236,7 @@ async def test_a_node_that_starts_meanwhile(shared, trouble, monkeypatch):
     monkeypatch.setattr(postgres_schema, "_CONNECT_SECONDS", 1.0)
     await trouble.begin()
     with pytest.raises(StorageError) as refused:
-        async with asyncio.timeout(3):
-            async with shared.open(**OPTIONS):
-                pass
+        await asyncio.wait_for(shared.open(**OPTIONS).__aenter__(), 3)
     assert "the database cannot be used" in str(refused.value)
     await trouble.end()
 
@@ -292,11 +290,13 @@ async def test_exhausted_pool(shared):
 
 
 async def test_a_lock_that_is_held_hurts_nobody_else(shared):
-    """A change that waits for a lock until its time is up is refused and says why; the server is not
-    taken for one that is away, and reads go on at once."""
+    """A change that waits for a lock until its time is up is refused and says why; the server is
+    not taken for one that is away, and reads go on at once."""
     async with shared.open(**OPTIONS) as node:
         key, cold = [await node.manager.create_key() for _ in range(2)]
-        async with locked(shared, f"SELECT * FROM keys WHERE key_id = '{key['key_id']}' FOR UPDATE"):
+        async with locked(
+            shared, f"SELECT * FROM keys WHERE key_id = '{key['key_id']}' FOR UPDATE"
+        ):
             took, error = await timed(node.manager.revoke_key(key["key_id"]))
             assert "a statement took too long (57014)" in str(error)
             assert took < TIMEOUT + SLACK

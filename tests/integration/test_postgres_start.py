@@ -115,7 +115,10 @@ async def test_an_old_server(shared, monkeypatch):
         (lambda url: url.replace("akm:", "nobody:"), "it refuses the user"),
         (lambda url: url + "?sslmode=require", "it takes no connection with TLS"),
         (lambda url: url + "?sslmode=sometimes", "a parameter of its URL"),
-        (lambda url: url + "?sslmode=verify-full&sslrootcert=/none.pem", "a file that its URL names"),
+        (
+            lambda url: url + "?sslmode=verify-full&sslrootcert=/none.pem",
+            "a file that its URL names",
+        ),
         (lambda url: url.replace("127.0.0.1", "host.invalid"), "Name or service not known"),
     ],
     ids=["database", "user", "no TLS there", "sslmode", "sslrootcert", "host"],
@@ -269,8 +272,8 @@ async def test_tls_and_password(secure, tmp_path):
 
 
 def test_commands(empty):
-    """`akm db upgrade`, `keys`, `audit`, `doctor` work on PostgreSQL as on a file; what is PostgreSQL's
-    own business is named: `db backup` says pg_dump."""
+    """`akm db upgrade`, `keys`, `audit`, `doctor` work on PostgreSQL as on a file; what is
+    PostgreSQL's own business is named: `db backup` says pg_dump."""
     done = empty.akm("keys", "list")
     assert done.returncode == 2
     assert "is empty: `akm serve` or `akm db upgrade` makes it ready" in done.stderr
