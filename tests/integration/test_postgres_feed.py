@@ -253,9 +253,9 @@ async def test_a_clock_that_differs_is_no_node(shared, hours):
     async with shared.open(REVOCATION_BOUND_SECONDS=BOUND) as node:
         await eventually(lambda: node.problems() == [])
         node.backend.feed._clock = lambda: time.time() + hours * 3600
-        (problem,) = await eventually(node.problems)
-        assert "this machine's clock differs from the database's by 18000 seconds" in problem
-        assert "CLOCK_SKEW_TOLERANCE_SECONDS" in problem
+        told = "this machine's clock differs from the database's by 18000 seconds"
+        await eventually(lambda: any(told in problem for problem in node.problems()))
+        assert "CLOCK_SKEW_TOLERANCE_SECONDS" in str(node.problems())
         node.backend.feed._clock = lambda: time.time() + 50
         await eventually(lambda: node.problems() == [])
 
