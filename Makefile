@@ -1,7 +1,7 @@
 # Every target that needs .venv prepares it first. A stamp in .venv says what it holds;
 # scripts/bootstrap.sh runs only when a stamp is missing or older than what it depends on.
 .DEFAULT_GOAL := help
-.PHONY: help serve test check bench bench-http clean
+.PHONY: help serve cluster test check bench bench-http bench-cluster clean
 
 # The stamps carry the folder's checksum: a .venv that was moved or copied does not work,
 # nor does one whose interpreter is gone (then KEY is empty, and no stamp has that name).
@@ -11,10 +11,13 @@ DEV := .venv/.dev-$(KEY)
 BENCH := .venv/.bench-$(KEY)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 serve: $(BASE) ## Start the server (settings: environment or .env; PORT=8080 make serve)
 	@exec .venv/bin/akm serve $(ARGS)
+
+cluster: $(BASE) ## Start PostgreSQL, Redis and three nodes behind nginx (empty: ARGS=--fresh)
+	@exec .venv/bin/python -m scripts.cluster $(ARGS)
 
 test: $(DEV) ## Run the tests (some of them: make test ARGS="tests/unit -k window")
 	@exec .venv/bin/python -m pytest $(ARGS)
@@ -30,6 +33,9 @@ bench: $(BENCH) ## Measure, beside the peers
 
 bench-http: $(BENCH) ## Measure over HTTP, beside nginx and others (needs nginx with Lua, and wrk)
 	@exec .venv/bin/python -m benchmarks http $(ARGS)
+
+bench-cluster: $(DEV) ## Measure a cluster: revocation, limits, scale, nodes, cold start
+	@exec .venv/bin/python -m benchmarks cluster $(ARGS)
 
 clean: ## Remove .venv, caches and build output (never data/)
 	rm -rf .venv .venv.lock build dist htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

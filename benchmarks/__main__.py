@@ -1,6 +1,7 @@
 """Run the benchmarks: all, or those named.
 
-python -m benchmarks [inprocess] [peers] [startup] [http] [soak]
+python -m benchmarks [inprocess] [peers] [startup] [http] [soak] [redis]
+python -m benchmarks cluster [sections and options of its own]
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import http, inprocess, peers, soak, startup
+from benchmarks import http, inprocess, peers, redis, soak, startup
 
 SECTIONS = {
     "inprocess": inprocess.run,
@@ -21,12 +22,17 @@ SECTIONS = {
     "peers": peers.run,
     "http": http.run,
     "soak": soak.run,
+    "redis": redis.run,
 }
-# Needs nginx and wrk.
-ON_DEMAND = {"http", "soak"}
+# Needs nginx and wrk, or redis-server.
+ON_DEMAND = {"http", "soak", "redis"}
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["cluster"]:
+        from benchmarks.cluster import suite
+
+        return suite.main(sys.argv[2:])
     names = sys.argv[1:] or [name for name in SECTIONS if name not in ON_DEMAND]
     for name in names:
         if name not in SECTIONS:

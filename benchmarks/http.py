@@ -153,7 +153,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
 def load(target: Target, seconds: int, script: Path, delay_ms: float = 0) -> None:
     """Put load on a target for some seconds, and note what came of it."""
     script.write_text(_script(target, delay_ms))
-    before = _cpu_seconds(target.pid)
+    before = cpu_seconds(target.pid)
     told = subprocess.run(
         _pinned(
             # Two threads: one alone sleeps between answers, and waking it costs the server.
@@ -162,7 +162,7 @@ def load(target: Target, seconds: int, script: Path, delay_ms: float = 0) -> Non
         ),
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    spent = _cpu_seconds(target.pid) - before
+    spent = cpu_seconds(target.pid) - before
     numbers = re.search(r"result ([\d.]+) ([\d.]+) ([\d.]+) (\d+) (\d+)", told)
     assert numbers is not None, told
     rate, p50, p99, requests, errors = map(float, numbers.groups())
@@ -198,12 +198,12 @@ end
 """
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Of a process and its children, all threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = (int(fields[11]) + int(fields[12])) / _TICKS
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(_cpu_seconds(int(child)) for child in children)
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
 
 def resident_mib(pid: int) -> float:

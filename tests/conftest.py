@@ -46,6 +46,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One redis-server for all tests that leave it running; see `redis_at`."""
+    from tests.integration.redis_servers import redis_server
+
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_at(shared_redis: Any) -> Any:
+    """The same, empty."""
+    shared_redis("FLUSHALL")
+    return shared_redis
+
+
+@pytest.fixture(scope="session")
 def vectors() -> Any:
     """A reader of outside vectors by file name; skips the test where they are not at hand."""
 

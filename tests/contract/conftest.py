@@ -15,16 +15,25 @@ from typing import Any
 
 import pytest
 
+from api_key_manager.connections.redis import Redis
 from api_key_manager.core import AsyncAPIKeyValidator, KeyManager
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.memory import (
     MemoryBox,
     MemoryIdempotency,
     MemoryNonceStore,
+    MemoryQuotaStore,
     MemoryStore,
 )
 from api_key_manager.core.models import canonical_json
-from api_key_manager.core.ports import IdempotencyStore, KeyStore, NonceStore, SecretBox
+from api_key_manager.core.ports import (
+    IdempotencyStore,
+    KeyStore,
+    NonceStore,
+    QuotaStore,
+    RateLimiter,
+    SecretBox,
+)
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
@@ -36,6 +45,8 @@ from api_key_manager.storage import (
     upgrade,
 )
 from api_key_manager.storage.postgres import PostgresDriver
+from api_key_manager.storage.quotas import SqlQuotaStore
+from tests.redis_clock import TimedLimiter, TimedNonceStore
 from tests.services import Postgres
 
 
@@ -51,9 +62,12 @@ class Backend:
     box: SecretBox
     idempotency: IdempotencyStore
     nonces: Callable[..., NonceStore]
+    quotas: QuotaStore
     birth: float
     edit: Callable[..., None]
     persistent: bool = True
+    limiter: Callable[[], RateLimiter] | None = None
+    """Makes one; without it there is one in memory."""
 
     def due(self, ends: dict[str, Any]) -> dict[str, Any]:
         """An end as an editor would set it, with the column beside it where the sweeper looks."""
@@ -61,7 +75,8 @@ class Backend:
 
 
 @asynccontextmanager
-async def in_memory(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+async def in_memory(_: Any, clock: Any) -> AsyncIterator[Backend]:
+    now = clock.now
     requests = MemoryIdempotency()
     nonces: dict[tuple, NonceStore] = {}
 
@@ -72,11 +87,12 @@ async def in_memory(request: pytest.FixtureRequest, now: float) -> AsyncIterator
         store._keys[key_id] = replace(store._keys[key_id], **columns)
 
     store = MemoryStore(receipts=requests)
-    yield Backend(store, MemoryBox(), requests, open_nonces, now, edit, persistent=False)
+    quotas = MemoryQuotaStore()
+    yield Backend(store, MemoryBox(), requests, open_nonces, quotas, now, edit, persistent=False)
 
 
 @asynccontextmanager
-async def on_sqlite(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+async def on_sqlite(request: Any, clock: Any) -> AsyncIterator[Backend]:
     path = request.getfixturevalue("tmp_path") / "akm.db"
     await asyncio.to_thread(upgrade, path)
     driver = SqliteDriver(path)
@@ -90,12 +106,15 @@ async def on_sqlite(request: pytest.FixtureRequest, now: float) -> AsyncIterator
                 text = canonical_json(list(value)) if isinstance(value, tuple) else value
                 connection.execute(f"UPDATE keys SET {name} = ? WHERE key_id = ?", (text, key_id))
 
-    yield Backend(store, box, store, lambda *limit: SqlNonceStore(driver, *limit), birth, edit)
+    yield Backend(
+        store, box, store, lambda *limit: SqlNonceStore(driver, *limit), SqlQuotaStore(driver),
+        birth, edit,
+    )  # fmt: skip
     await store.close()
 
 
 @asynccontextmanager
-async def on_postgres(request: pytest.FixtureRequest, now: float) -> AsyncIterator[Backend]:
+async def on_postgres(request: Any, clock: Any) -> AsyncIterator[Backend]:
     server: Postgres = request.getfixturevalue("postgres")
     name = await asyncio.to_thread(server.database, "akm_empty")
     driver = await PostgresDriver.open(server.url(name), connections=10, seconds=10)
@@ -110,24 +129,49 @@ async def on_postgres(request: pytest.FixtureRequest, now: float) -> AsyncIterat
             set_it = f"UPDATE keys SET {column} = $1 WHERE key_id = $2"
             server.sql(set_it, text, key_id, database=name)
 
-    yield Backend(store, box, store, lambda *limit: SqlNonceStore(driver, *limit), birth, edit)
+    def open_nonces(*limit: int) -> SqlNonceStore:
+        return SqlNonceStore(driver, *limit)
+
+    yield Backend(store, box, store, open_nonces, SqlQuotaStore(driver), birth, edit)
     await store.close()
     await asyncio.to_thread(server.drop, name)
 
 
-BACKENDS = {"memory": in_memory, "sqlite": on_sqlite, "postgresql": on_postgres}
+@asynccontextmanager
+async def with_redis(request: Any, clock: Any) -> AsyncIterator[Backend]:
+    """Keys in memory; nonces and rate limits in a Redis that takes the test's clock for its own."""
+    redis = Redis(request.getfixturevalue("redis_at").url, timeout=10)
+    async with in_memory(request, clock) as backend:
+        first = TimedNonceStore(redis, "akm", clock)
+        await first.prepare()
+        assert first.birth is not None
+        backend.nonces = lambda *limit: TimedNonceStore(redis, "akm", clock, *limit)
+        backend.birth = first.birth
+        backend.limiter = lambda: TimedLimiter(redis, "akm", clock)
+        yield backend
+    await redis.close()
+
+
+BACKENDS = {
+    "memory": in_memory,
+    "sqlite": on_sqlite,
+    "postgresql": on_postgres,
+    "redis": with_redis,
+}
 
 
 @pytest.fixture(params=BACKENDS)
 async def backend(request, clock) -> AsyncIterator[Backend]:
-    async with BACKENDS[request.param](request, clock.now) as opened:
+    async with BACKENDS[request.param](request, clock) as opened:
         # A database is as old as its file: time starts with it.
         clock.now = float(math.ceil(opened.birth))
         yield opened
 
 
-def make_limiter(clock: Any) -> MemoryLimiter:
+def make_limiter(backend: Backend, clock: Any) -> RateLimiter:
     """A limiter whose time is the test's."""
+    if backend.limiter is not None:
+        return backend.limiter()
     return MemoryLimiter(clock=lambda: round(clock() * 1e9))
 
 
@@ -146,11 +190,12 @@ def make_manager(
         store=store,
         box=backend.box,
         nonces=backend.nonces(),
+        quotas=backend.quotas,
         # Nobody else changes the store here, so the lease has no end.
         cache=RecordCache(1000, 300, owned=True),
         recorder=Recorder(store),
         background=True,
-        **{"limiter": make_limiter(clock), **(options or {})},
+        **{"limiter": make_limiter(backend, clock), **(options or {})},
     )
 
 
@@ -173,5 +218,5 @@ def either_manager(request, backend, clock) -> KeyManager:
     validator = AsyncAPIKeyValidator(clock=clock)
     return KeyManager(
         validator, store=backend.store, box=backend.box, nonces=backend.nonces(),
-        limiter=make_limiter(clock),
+        limiter=make_limiter(backend, clock), quotas=backend.quotas,
     )  # fmt: skip

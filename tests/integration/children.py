@@ -139,8 +139,17 @@ async def work(manager: KeyManager, token: str) -> None:
         say("done")
 
 
+async def use_up(manager: KeyManager, token: str) -> None:
+    """Spend a quota as fast as possible until it is used up or this is killed; say each one."""
+    say("ready")
+    listen()
+    while (await manager.verify(token=token)).valid:
+        say("spent")
+    say("used up")
+
+
 TASKS: dict[str, Callable[..., Awaitable[None]]] = {
-    task.__name__: task for task in (found, revoke, warm, write, crash, claim, hog, work)
+    task.__name__: task for task in (found, revoke, warm, write, crash, claim, hog, work, use_up)
 }
 
 

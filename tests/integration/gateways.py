@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED_IN_CI = {"nginx"}
+NEEDED_IN_CI = {"nginx", "redis-server"}
 EXAMPLES = ROOT / "examples" / "gateways"
 
 

@@ -48,7 +48,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Se
     keys = asyncio.run(make_keys(place))
     server = Server(free_port())
     server.keys, server.place, server.profile = keys, place, request.param
-    env = place.environment(PORT=str(server.port), AUTHORIZE_PROFILE=request.param)
+    env = place.environment(
+        PORT=str(server.port), AUTHORIZE_PROFILE=request.param, FAILED_AUTH_PER_MINUTE="0"
+    )
     command = [sys.executable, "-m", "api_key_manager", "serve"]
     with process(command, server.port, cwd=place.folder, env=env):
         yield server

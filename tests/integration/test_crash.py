@@ -97,6 +97,37 @@ async def check(manager, told: Told) -> None:
             assert rounds == ["created"], "only the very next step can have been under way"
 
 
+@pytest.mark.slow
+async def test_killed_while_spending(place):
+    """Processes that are killed while they spend a quota never spend more of it together than there
+    is, and each loses one block at most: what a restart gives back is nothing."""
+    limit, block, killed = 2000, 20, 6
+    async with place.open() as deployment:
+        quota = {"limit": limit, "refill": "never"}
+        token = (await deployment.manager.create_key("k", kind="bearer", quota=quota))["token"]
+    accepted = 0
+    for _ in range(killed):
+        with place.child("use_up", token) as child:
+            assert child.hear() == "ready"
+            child.tell("go")
+            lines = [child.hear() for _ in range(random.randrange(1, 150))]
+            os.kill(child.process.pid, signal.SIGKILL)
+            accepted += [*lines, *child.rest().splitlines()].count("spent")
+    with ExitStack() as children:
+        last = [children.enter_context(place.child("use_up", token)) for _ in range(2)]
+        for child in last:
+            assert child.hear() == "ready"
+        for child in last:
+            child.tell("go")
+        for child in last:
+            lines = child.done()
+            assert lines[-1] == "used up"
+            accepted += lines.count("spent")
+    # Of each killed one also the acceptance that it had no time to say.
+    assert limit - killed * (block + 1) <= accepted <= limit
+    assert place.sql("SELECT spent FROM quota_use") == [(limit,)]
+
+
 @pytest.mark.parametrize("moment", [0, 0.02, 0.05, 0.1, 0.2, 0.4])
 async def test_killed_while_starting(place, moment):
     """A first start that is killed at any moment leaves nothing that stops the next one."""

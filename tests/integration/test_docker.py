@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 import yaml
 
 from api_key_manager import __version__
 from api_key_manager.config import Settings
 from api_key_manager.server import listening
+from scripts.cluster import gateway
+from tests.integration.gateways import free_port, process, program
 from tests.integration.test_server_serve import make_certificate, started
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,7 +199,8 @@ class TestContext:
 
 class TestCompose:
     def service(self) -> dict[str, Any]:
-        (service,) = compose()["services"].values()
+        """What `docker compose up` starts: the only one outside of a profile."""
+        (service,) = [s for s in compose()["services"].values() if "profiles" not in s]
         found: dict[str, Any] = service
         return found
 
@@ -223,8 +228,7 @@ class TestCompose:
         service = self.service()
         volumes = dict(reversed(volume.split(":")) for volume in service["volumes"])
         assert set(volumes) == set(json.loads(the("VOLUME")))
-        assert set(volumes.values()) == set(compose()["volumes"])
-        assert len(set(volumes.values())) == 2
+        assert set(volumes.values()) == {"data", "keys"} <= set(compose()["volumes"])
 
     def test_hardened(self):
         """Nothing can be written but the volumes and /tmp, and no privilege is held or gained."""
@@ -258,6 +262,117 @@ class TestCompose:
         assert check["test"] == ["CMD", *json.loads(image[image.index("[") :])]
         for option in ("interval", "timeout", "start_period", "retries"):
             assert f"--{option.replace('_', '-')}={check[option]}" in image
+
+
+class TestComposeCluster:
+    def services(self) -> dict[str, dict[str, Any]]:
+        """What the profile adds."""
+        found = {n: s for n, s in compose()["services"].items() if "profiles" in s}
+        assert all(service["profiles"] == ["cluster"] for service in found.values())
+        return found
+
+    def test_parts(self):
+        """PostgreSQL, Redis, three nodes of our image, one upgrade before them, nginx."""
+        services = self.services()
+        assert set(services) == {"postgres", "redis", "upgrade", "node", "gateway"}
+        assert services["node"]["deploy"] == {"replicas": 3}
+        for name in ("node", "upgrade"):
+            assert services[name]["image"] == IMAGE
+            assert services[name]["build"] == TestCompose().service()["build"]
+
+    def test_hardened(self):
+        """Each runs as somebody, writes to its volume and to memory only, and gains nothing."""
+        for name, service in self.services().items():
+            assert service["read_only"] is True, name
+            assert service["cap_drop"] == ["ALL"], name
+            assert service["security_opt"] == ["no-new-privileges:true"], name
+            assert not {"privileged", "cap_add", "network_mode", "pid"} & set(service), name
+            ours = service["image"] == IMAGE  # which says itself who it is
+            assert ours == ("user" not in service), name
+            assert service.get("user") not in ("root", "0", 0), name
+
+    def test_one_way_in(self):
+        """Only nginx is published, on this machine, and it reaches no store."""
+        services = self.services()
+        assert {n for n, s in services.items() if "ports" in s} == {"gateway"}
+        (published,) = services["gateway"]["ports"]
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:5000", published)
+        assert published not in TestCompose().service()["ports"]
+        assert services["gateway"]["networks"] == ["edge"]
+        assert set(services["node"]["networks"]) == {"edge", "stores"}
+        for name in ("postgres", "redis", "upgrade"):
+            assert services[name]["networks"] == ["stores"]
+        assert compose()["networks"]["stores"] == {"internal": True}
+
+    def test_settings(self):
+        """A node gets every setting; of its own it has the stores, and the key that all share."""
+        node = self.services()["node"]["environment"]
+        assert set(node) == set(Settings.model_fields)
+        alone = TestCompose().service()["environment"]
+        own = {name for name, value in node.items() if value != alone.get(name, "")}
+        assert own == {
+            "DATABASE_URL", "REDIS_URL", "AKM_MASTER_KEY", "AKM_MASTER_KEY_FILE",
+            "AKM_ADMIN_TOKEN", "TRUSTED_PROXIES", "WORKERS",
+        }  # fmt: skip
+        assert self.services()["upgrade"]["environment"] == node
+        subnet = compose()["networks"]["edge"]["ipam"]["config"][0]["subnet"]
+        assert node["TRUSTED_PROXIES"] == subnet
+
+    def test_no_secrets(self):
+        """Passwords and keys come from outside, have no default, and stand in no argument."""
+        text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+        taken = re.findall(r"(?<!\$)\$\{(\w+)([^}]*)\}", text)
+        defaults = {(name, rest) for name, rest in taken if name != "CLUSTER_SUBNET"}
+        names = ("CLUSTER_PASSWORD", "CLUSTER_MASTER_KEY", "CLUSTER_ADMIN_TOKEN")
+        # ":-" and not ":?", which would refuse the plain `up` too.
+        assert defaults == {(name, ":-") for name in names}
+        page = (ROOT / "docs" / "docker.md").read_text(encoding="utf-8")
+        assert all(f"{name}=%s" in page for name in names)
+        for service in self.services().values():
+            words = " ".join(service.get("command", []))
+            assert not re.search(r"(?<!\$)\$\{", words)
+
+    def test_redis(self, tmp_path: Path):
+        """Redis starts by its command: with the password, keeping what it is told, evicting
+        nothing; and not at all without a password."""
+        program("redis-server")
+        shell, *words = self.services()["redis"]["command"]
+        words = [word.replace("$$", "$") for word in words]
+        port = free_port()
+        words[-1] = words[-1].replace("\nEND", f"\nport {port}\nbind 127.0.0.1\nEND")
+        path = {"PATH": os.environ["PATH"]}
+        refused = subprocess.run(
+            [shell, *words], cwd=tmp_path, env=path, capture_output=True, text=True, check=False,
+            timeout=20,
+        )  # fmt: skip
+        assert refused.returncode
+        assert "set CLUSTER_PASSWORD in .env" in refused.stderr
+        with process([shell, *words], port, cwd=tmp_path, env=path | {"REDISCLI_AUTH": "pw"}):
+            url = f"redis://:pw@127.0.0.1:{port}/0"
+            with redis.Redis.from_url(url, decode_responses=True) as client:
+                wanted = {"maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}
+                assert {name: client.config_get(name)[name] for name in wanted} == wanted
+            with redis.Redis(port=port) as client, pytest.raises(redis.AuthenticationError):
+                client.ping()
+
+    def test_nginx(self, tmp_path: Path):
+        """nginx takes the configuration, whose location is that of `make cluster`."""
+        text = (ROOT / "docker" / "nginx.conf").read_text(encoding="utf-8")
+        location = re.compile(r"^ {8}location / \{\n.*?^ {8}\}\n", re.MULTILINE | re.DOTALL)
+        (here,) = location.findall(text)
+        assert location.findall(gateway.CONFIG.format(folder="", port=1)) == [here]
+        # An upstream that follows names takes nginx 1.27.3, and the engine to know them.
+        text = re.sub(r"server node:5000 resolve", "server 127.0.0.1:5000", text)
+        text = text.replace(" /tmp/", f" {tmp_path}/").replace(
+            "listen 5000", f"listen {free_port()}"
+        )
+        (tmp_path / "nginx.conf").write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [program("nginx"), "-t", "-p", str(tmp_path), "-e", "stderr",
+             "-c", str(tmp_path / "nginx.conf")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
 
 
 def check_health(**settings: str) -> subprocess.CompletedProcess[str]:

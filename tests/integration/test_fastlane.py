@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import socket
+import struct
+from collections.abc import AsyncIterator, Sized
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -27,16 +29,52 @@ KEY = {"key_id": "app", "secret": SECRET}
 ONE = {"name": "one", "limit": 7, "window_seconds": 60}
 
 
+class Far:
+    """A limiter and nonces that answer later, as those of another machine; held back while `gate`
+    is cleared."""
+
+    def __init__(self, manager: Any) -> None:
+        verifier = manager._verifier
+        self._limiter, self._nonces = verifier._limiter, verifier._nonces
+        verifier._limiter = verifier._nonces = self
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = self.most = 0
+
+    async def _go(self) -> None:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        await asyncio.sleep(0)
+        await self.gate.wait()
+        self.waiting -= 1
+
+    def take_now(self, *_: Any) -> None:
+        return None
+
+    async def take(self, asked: Any) -> Any:
+        await self._go()
+        return await self._limiter.take(asked)
+
+    async def claim(self, *asked: Any) -> Any:
+        await self._go()
+        return await self._nonces.claim(*asked)
+
+
 async def deploy(stack: AsyncExitStack, clock: Any = None, **more: Any) -> Deployment:
     made = Settings.load(DATABASE_URL="memory://", AKM_ADMIN_TOKEN=ADMIN, **more)
     deployment = await stack.enter_async_context(open_deployment(made))
     if clock is not None:
         deployment.manager.clock = deployment.manager.validator.clock = clock
-        limiter: Any = deployment.manager._verifier._limiter
-        limiter._clock = lambda: clock.seconds * 10**9
+        manager: Any = deployment.manager
+        for limiter in (manager._verifier._limiter, manager._failures._limiter):
+            limiter._clock = lambda: clock.seconds * 10**9
     create = deployment.manager.create_key
     await create("app", SECRET, {"plan": "pro"}, permissions=["a.*"])
     await create("one", SECRET, {'"rate_limit":null': 1}, rate_limits=[ONE])
+    await create(
+        "metered", SECRET, owner="o", environment="e", quota={"limit": 300, "refill": "daily"},
+        rate_limits=[{"name": "all", "limit": 200, "window_seconds": 9, "scope": "owner"}],
+    )  # fmt: skip
     await create("two", SECRET, rate_limits=[ONE, {"name": "two", "limit": 5, "window_seconds": 1}])
     return deployment
 
@@ -75,7 +113,7 @@ def count_visits(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 BODIES = st.sampled_from(
     ["good", "wrong", "stale", "nonce", "unknown", "ip", "permission", "forbidden", "no json",
      "misfit", "empty", "nan", "large", "batch", "bad batch", "long batch", "one limit",
-     "two limits", "dear", "static", "tagged"]
+     "two limits", "dear", "static", "tagged", "metered", "costly"]
 )  # fmt: skip
 
 
@@ -101,6 +139,8 @@ def body_of(kind: str, clock: Any, number: int) -> bytes:
         "one limit": json.dumps(signed({**KEY, "key_id": "one"}, clock.seconds)),
         "two limits": json.dumps(signed({**KEY, "key_id": "two"}, clock.seconds)),
         "dear": json.dumps({**signed({**KEY, "key_id": "one"}, clock.seconds), "cost": 3}),
+        "metered": json.dumps(signed({**KEY, "key_id": "metered"}, clock.seconds)),
+        "costly": json.dumps({**signed({**KEY, "key_id": "metered"}, clock.seconds), "cost": 90}),
         "static": json.dumps({"key": "app", "signature": sign(SECRET, "app")}),
         "tagged": json.dumps({**good, "tags": ["t"]}),
         "long batch": json.dumps({"validations": [good] * 150}),
@@ -183,14 +223,17 @@ async def in_turn(wire: Wire, raws: list[tuple[bytes, int, bool]]) -> list[Heard
     return heard
 
 
-@settings(max_examples=40)
-@given(wanted=st.lists(REQUESTS, min_size=1, max_size=8))
-async def test_both_lanes_answer_alike(wanted: list[dict[str, Any]], clock: Any):
-    """From equal state and clock: the same status, headers and body, but for date and id."""
+@settings(max_examples=60)
+@given(wanted=st.lists(REQUESTS, min_size=1, max_size=8), far=st.booleans())
+async def test_both_lanes_answer_alike(wanted: list[dict[str, Any]], far: bool, clock: Any):
+    """From equal state and clock: the same status, headers and body, but for date and id; also
+    where limits and nonces are `far`, so that answers have to wait."""
     heard = []
     for fast in (True, False):
         async with AsyncExitStack() as stack:
-            deployment = await deploy(stack, clock)
+            deployment = await deploy(stack, clock, FAILED_AUTH_PER_MINUTE=3)
+            if far:
+                Far(deployment.manager)
             wire = await stack.enter_async_context(on_a_wire(deployment, fast=fast))
             raws = [
                 (raw_of(one, clock, number), one["cut"], one["method"] == "HEAD")
@@ -204,12 +247,17 @@ async def test_both_lanes_answer_alike(wanted: list[dict[str, Any]], clock: Any)
 @settings(max_examples=40)
 @given(
     wanted=st.lists(
-        st.sampled_from(["good", "nonce", "wrong", "list", "healthz", "misfit", "chunked"]),
+        st.sampled_from(
+            ["good", "nonce", "wrong", "list", "healthz", "misfit", "chunked", "one limit"]
+        ),
         min_size=2, max_size=150,
     ),
     size=st.sampled_from([0, 100, 1000]),
+    far=st.booleans(),
 )  # fmt: skip
-async def test_pipelined_answers_keep_their_order(wanted: list[str], size: int, clock: Any):
+async def test_pipelined_answers_keep_their_order(
+    wanted: list[str], size: int, far: bool, clock: Any
+):
     """Whichever lane answers each of them."""
     raw = b""
     for i, kind in enumerate(wanted):
@@ -221,7 +269,10 @@ async def test_pipelined_answers_keep_their_order(wanted: list[str], size: int, 
             raw += request(body=body, headers=headers, chunked=kind == "chunked")
     pieces = [raw[i : i + size] for i in range(0, len(raw), size)] if size else [raw]
     async with AsyncExitStack() as stack:
-        wire = await stack.enter_async_context(on_a_wire(await deploy(stack, clock)))
+        deployment = await deploy(stack, clock)
+        if far:
+            Far(deployment.manager)
+        wire = await stack.enter_async_context(on_a_wire(deployment))
         heard = await wire.talk(pieces, len(wanted))
     assert [answer.header("x-request-id") for answer in heard] == [
         f"r{i}" for i in range(len(wanted))
@@ -251,10 +302,10 @@ async def test_a_head_that_comes_again_is_read_once(wire: Wire, monkeypatch: pyt
         return json.loads((await hear(reader)).body)
 
     good = request(body=item(), headers=AUTH)
-    assert (await ask(good))["reason"] == "valid"  # cold: it ends in the app
+    assert (await ask(good))["reason"] == "valid"  # cold: it waits
     for _ in range(3):
         assert (await ask(good))["cached"] is True
-    assert used == ["begin", "_http", "begin", "begin", "again"]
+    assert used == ["begin", "again", "again", "again"]
     del used[:]
     other = request(body=item(tags=["x"]), headers=AUTH)
     assert (await ask(other))["reason"] == "valid"
@@ -264,7 +315,7 @@ async def test_a_head_that_comes_again_is_read_once(wire: Wire, monkeypatch: pyt
     wrong = other.replace(ADMIN.encode(), b"b" * 40)
     assert (await ask(wrong))["status"] == 401
     assert (await ask(other))["reason"] == "valid"
-    assert used == ["begin", *["begin", "_http"] * 3, "begin", "begin"]
+    assert used == ["begin", "begin", "again", "again", "begin", "begin"]
     writer.close()
 
 
@@ -355,6 +406,182 @@ async def test_each_answer_is_in_the_audit_log(stack: AsyncExitStack):
     log = [e for e in deployment.manager.get_audit_log() if e["action"] == "key_validated"]
     assert len(set(ids)) == 800
     assert sorted(event["request_id"] for event in log) == sorted(ids)
+
+
+# Answers that wait
+
+
+@pytest.fixture
+async def far(wire: Wire) -> Far:
+    return Far(wire.app.front._manager)
+
+
+def limited(**more: Any) -> bytes:
+    """A request whose key has a limit, and so waits for one that is far."""
+    body = {**signed({**KEY, "key_id": "one"}), **more}
+    return request(body=json.dumps(body).encode(), headers=AUTH)
+
+
+async def asked(far: Far, count: int = 1) -> None:
+    """Until so many wait at the gate."""
+    async with asyncio.timeout(10):
+        while far.waiting < count:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+
+
+async def gone(things: Sized) -> None:
+    """Until there are none."""
+    async with asyncio.timeout(10):
+        while len(things):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+
+
+async def test_waiting_takes_no_asgi(wire: Wire, far: Far, monkeypatch: pytest.MonkeyPatch):
+    """What waits stays in the lane, and a head that comes again is read once there, too."""
+    used = count_visits(wire, monkeypatch)
+    reader, writer = await wire.open()
+    for left in range(6, 2, -1):
+        writer.write(limited())
+        told = json.loads((await hear(reader)).body)
+        assert (told["reason"], told["rate_limit"]["remaining"]) == ("valid", left)
+    assert used == ["begin", "again", "again", "again"]
+    writer.close()
+
+
+async def test_one_waits_per_connection(wire: Wire, far: Far):
+    """What is behind it waits for its turn, so that nobody has more than one under way by having
+    sent many; each connection has its own."""
+    far.gate.clear()
+    connections = [await wire.open() for _ in range(3)]
+    for _, writer in connections:
+        writer.write(limited() * 2)
+    await asked(far, 3)
+    await asyncio.sleep(0.05)
+    far.gate.set()
+    for reader, writer in connections:
+        for _ in range(2):
+            assert json.loads((await hear(reader)).body)["reason"] in ("valid", "rate_limited")
+        writer.close()
+    assert far.most == 3
+
+
+async def test_waiting_holds_up_nobody_else(wire: Wire, far: Far):
+    """Another connection is answered meanwhile, in the lane."""
+    far.gate.clear()
+    reader, writer = await wire.open()
+    writer.write(limited())
+    await asked(far)
+    good = request(body=item(), headers=AUTH)
+    for answer in await wire.talk([good] * 3, 3):
+        assert json.loads(answer.body)["reason"] == "valid"
+    far.gate.set()
+    assert json.loads((await hear(reader)).body)["reason"] == "valid"
+    writer.close()
+
+
+@pytest.mark.parametrize("rude", [False, True])
+async def test_who_hangs_up_while_waiting_leaves_nothing(wire: Wire, far: Far, rude: bool):
+    """What was begun is done and counted; nobody is answered, and the task is gone."""
+    far.gate.clear()
+    _, writer = await wire.open()
+    nonce = json.dumps(signed(KEY, nonce="n" * 20)).encode()
+    raw = request(body=nonce, headers=AUTH)
+    writer.write(raw + raw[:30])
+    await asked(far)
+    if rude:  # a reset, which is seen at once
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+        await gone(wire.server.server_state.connections)
+        assert len(wire.server.server_state.tasks) == 1
+    else:
+        writer.close()
+    far.gate.set()
+    await gone(wire.server.server_state.tasks)
+    await gone(wire.server.server_state.connections)
+    (answer,) = await wire.talk([raw], 1)
+    assert json.loads(answer.body)["reason"] == "replayed"
+
+
+async def test_half_closed_while_waiting(wire: Wire, far: Far):
+    """Who sends no more gets the answer, and then the end."""
+    far.gate.clear()
+    reader, writer = await wire.open()
+    writer.write(limited())
+    writer.write_eof()
+    await asked(far)
+    await asyncio.sleep(0.05)
+    far.gate.set()
+    (answer,) = split(await asyncio.wait_for(reader.read(), 5))
+    assert (answer.status, answer.header("connection")) == (200, "close")
+    writer.close()
+
+
+async def test_stopping_waits_for_what_waits(stack: AsyncExitStack):
+    """A server that is told to stop answers what it has begun, and closes behind it."""
+    deployment = await deploy(stack)
+    far = Far(deployment.manager)
+    async with on_a_wire(deployment) as wire:
+        far.gate.clear()
+        reader, writer = await wire.open()
+        writer.write(limited())
+        await asked(far)
+        wire.server.should_exit = True
+        await asyncio.sleep(0.3)
+        far.gate.set()
+        (answer,) = split(await asyncio.wait_for(reader.read(), 5))
+    assert json.loads(answer.body)["reason"] == "valid"
+    assert answer.header("connection") == "close"
+    writer.close()
+
+
+async def test_what_is_cancelled_ends_its_connection(wire: Wire, far: Far):
+    """A client is not left without an end when the server's patience is over."""
+    far.gate.clear()
+    reader, writer = await wire.open()
+    writer.write(limited())
+    await asked(far)
+    for task in wire.server.server_state.tasks:
+        task.cancel()
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_a_failure_while_waiting_is_a_problem(
+    wire: Wire, far: Far, monkeypatch: pytest.MonkeyPatch
+):
+    """A defect behind the gate is a 500 that says nothing, and the connection goes on."""
+    monkeypatch.setattr(Far, "_go", None)
+    reader, writer = await wire.open()
+    for _ in range(3):
+        writer.write(limited())
+        answer = await hear(reader)
+        assert (answer.status, json.loads(answer.body)["reason"]) == (500, "error")
+    monkeypatch.undo()
+    writer.write(limited())
+    assert json.loads((await hear(reader)).body)["reason"] == "valid"
+    writer.close()
+
+
+async def test_half_a_head_behind_one_that_waits(
+    wire: Wire, far: Far, monkeypatch: pytest.MonkeyPatch
+):
+    """Its time runs from the answer on, and is that of a head; what completes it is answered."""
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(fastlane, "HEAD_SECONDS", 0.3)
+    for whole in (True, False):
+        far.gate.clear()
+        reader, writer = await wire.open()
+        writer.write(limited() + limited()[:30])
+        await asked(far)
+        far.gate.set()
+        assert (await hear(reader)).status == 200
+        if whole:
+            writer.write(limited()[30:])
+            assert (await hear(reader)).status == 200
+        else:
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
 
 
 # HTTP that is unusual, slow or broken

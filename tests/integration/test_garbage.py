@@ -89,7 +89,7 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     more = getattr(request, "param", {})
     settings = Settings.load(
         DATABASE_URL=f"sqlite:///{tmp_path}/data/akm.db", AKM_ADMIN_TOKEN=ADMIN,
-        TRUSTED_PROXIES="127.0.0.1", AUTHORIZE_PROFILE="nginx", **more,
+        TRUSTED_PROXIES="127.0.0.1", AUTHORIZE_PROFILE="nginx", FAILED_AUTH_PER_MINUTE=0, **more,
     )  # fmt: skip
     async with AsyncExitStack() as stack:
         deployment = await stack.enter_async_context(open_deployment(settings))

@@ -37,7 +37,7 @@ def serve(face: str) -> Serve:
 @pytest.fixture
 def manager() -> KeyManager:
     # Keys in memory refuse nonces of before their birth: as if this had run for an hour.
-    return KeyManager(nonces=MemoryNonceStore(0))
+    return KeyManager(nonces=MemoryNonceStore(0), failures_per_minute=0)
 
 
 def create(manager: KeyManager, **fields: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ HOST = "app.test"
 
 @pytest.fixture
 def manager() -> KeyManager:
-    return KeyManager(nonces=MemoryNonceStore(0))
+    return KeyManager(nonces=MemoryNonceStore(0), failures_per_minute=0)
 
 
 def create(manager: KeyManager, **fields: Any) -> dict[str, Any]:

@@ -29,7 +29,8 @@ HOUR = [{"name": "hour", "limit": 2, "window_seconds": 3600}]
 
 def stop_time(api: Api) -> None:
     """Limits refill while a test runs; these stand still."""
-    api.deployment.manager._verifier._limiter = MemoryLimiter(clock=lambda: 10**12)
+    verifier = api.deployment.manager._verifier
+    verifier._limiter = verifier._charging._limiter = MemoryLimiter(clock=lambda: 10**12)
 
 
 async def validate(api: Api, body: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.integration.conftest import Api, serving, signed
 
 FIELDS = [
     "valid", "cached", "reason", "key_id", "version", "scheme", "metadata", "permissions",
-    "expires_at", "rate_limit", "body_verified",
+    "expires_at", "rate_limit", "body_verified", "quota",
 ]  # fmt: skip
 SIGNATURE = "0" * 64
 
@@ -34,6 +34,7 @@ async def test_signed_key(stored: Api):
         "valid": True, "cached": False, "reason": "valid", "key_id": key["key_id"], "version": 1,
         "scheme": "timestamped", "metadata": {"plan": "pro", "n": [1, None]},
         "permissions": ["a.b"], "expires_at": None, "rate_limit": None, "body_verified": None,
+        "quota": None,
     }  # fmt: skip
     again = (await stored("POST", "/v1/validate", signed(key))).json()
     assert again == {**first, "cached": True}
@@ -56,6 +57,7 @@ async def test_a_refusal_is_a_200_that_shows_nothing(api: Api):
         "valid": False, "cached": False, "reason": "bad_signature", "key_id": key["key_id"],
         "version": None, "scheme": None, "metadata": None, "permissions": None,
         "expires_at": None, "rate_limit": None, "body_verified": None,
+        "quota": None,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -94,16 +95,74 @@ async def test_newer_database_is_refused(place):
     """A newer schema is named, with what to do, by library and command line; nothing changes."""
     upgrade(place.file)
     place.sql("UPDATE alembic_version SET version_num = '9999'")
+    place.sql("UPDATE deployment SET least_schema = '9998'")
     before = place.file.read_bytes()
     with pytest.raises(ConfigurationError, match=r"newer version \(schema 9999, this one knows"):
         async with open_manager(place.settings()):
             pass
-    for command in (["db", "upgrade"], ["keys", "list"], ["doctor"]):
-        done = place.akm(*command)
-        assert done.returncode == (1 if command == ["doctor"] else 2)
+    for asked in (["db", "upgrade"], ["keys", "list"], ["doctor"]):
+        done = place.akm(*asked)
+        assert done.returncode == (1 if asked == ["doctor"] else 2)
         assert "made by a newer version (schema 9999" in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
     assert place.file.read_bytes() == before
+
+
+async def test_newer_schema_that_lets_this_version_go_on(place):
+    """While nodes are upgraded one by one, an old one starts and serves on the new schema, which it
+    leaves as it is: what it does not know is nullable or has a default."""
+    async with place.open() as deployment:
+        key = await deployment.manager.create_key("k", environment="here")
+    place.sql("ALTER TABLE keys ADD COLUMN made_up TEXT")
+    place.sql("ALTER TABLE audit_events ADD COLUMN made_up TEXT DEFAULT 'x' NOT NULL")
+    place.sql("UPDATE alembic_version SET version_num = '9999'")
+    for least in KNOWN:
+        place.sql(f"UPDATE deployment SET least_schema = '{least}'")
+        assert current(place.file) == "9999"
+        assert not upgrade(place.file)
+        async with place.open(create=False) as deployment:
+            manager = deployment.manager
+            assert await manager.verify("k", sign(key["secret"], "k"))
+            await manager.update_key("k", metadata={"least": least})
+            await manager.create_key(f"k-{least}")
+    assert place.sql("SELECT version_num FROM alembic_version") == [("9999",)]
+    done = place.akm("db", "upgrade")
+    assert done.returncode == 0
+    assert "newer schema 9999" in done.stdout + done.stderr
+    assert "schema 9999" in place.akm("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE deployment SET least_schema = ''",
+        "UPDATE deployment SET least_schema = '00011'",
+        "DELETE FROM deployment",
+        "DROP TABLE deployment",
+        "ALTER TABLE deployment DROP COLUMN least_schema",
+    ],
+)
+def test_newer_schema_that_says_nothing_is_refused(place, damage):
+    """Without a word that this version may go on, it does not."""
+    upgrade(place.file)
+    place.sql("UPDATE alembic_version SET version_num = '9999'")
+    place.sql(damage)
+    with pytest.raises(ConfigurationError, match="made by a newer version"):
+        current(place.file)
+
+
+def test_first_schema_is_migrated(place):
+    """A database of schema 0001 keeps what it holds, and lets code of 0001 go on."""
+    place.file.parent.mkdir()
+    engine = create_engine(f"sqlite:///{place.file}", poolclass=NullPool)
+    with engine.begin() as connection:
+        command.upgrade(config(connection), "0001")
+    place.sql("INSERT INTO audit_events (at, action, count) VALUES (1, 'seen', 1)")
+    assert upgrade(place.file)
+    assert place.sql("SELECT at, action, count, environment FROM audit_events") == [
+        (1, "seen", 1, None)
+    ]
+    assert place.sql("SELECT least_schema FROM deployment") == [("0001",)]
 
 
 def _foreign(path: Path) -> None:

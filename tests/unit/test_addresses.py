@@ -13,6 +13,7 @@ from api_key_manager.core.addresses import (
     MAX_ALLOWLIST,
     allowed,
     check_allowlist,
+    host_network,
     networks,
     parse_address,
     vicinity,
@@ -130,3 +131,25 @@ def test_allowlist_is_canonical():
 def test_vicinity(text: str | None, network: str | None):
     """Refusals are counted by /24 and /56: what one caller usually has."""
     assert vicinity(text) == network
+
+
+@given(address=v6, other=st.integers(0, 2**64 - 1))
+def test_one_host_one_network(address: ipaddress.IPv6Address, other: int):
+    """What a host may choose of its IPv6 address gives it no second count; IPv4 has one each."""
+    neighbour = ipaddress.IPv6Address((int(address) >> 64 << 64) | other)
+    if parse_address(str(address)) == address and parse_address(str(neighbour)) == neighbour:
+        found = host_network(str(address))
+        assert found == host_network(str(neighbour))
+        assert found is not None
+        assert address in ipaddress.ip_network(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"),
+     ("2001:db8::1", "2001:db8::/64"),
+     ("nonsense", None), ("", None), (None, None)],
+)  # fmt: skip
+def test_host_network(text: str | None, network: str | None):
+    """One address has one count, however it is written."""
+    assert host_network(text) == network

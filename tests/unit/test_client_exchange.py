@@ -387,7 +387,7 @@ def test_wrong_retries(name: str, value: float):
 def verdict(reason: str) -> RemoteVerdict:
     nothing = dict.fromkeys(
         ("key_id", "version", "scheme", "metadata", "permissions", "expires_at", "rate_limit",
-         "body_verified"),
+         "body_verified", "quota"),
     )  # fmt: skip
     return RemoteVerdict(valid=reason == "valid", reason=reason, cached=False, **nothing)
 

@@ -70,10 +70,10 @@ async def test_a_body_that_was_forgotten():
     assert presented.request.body_matches is None
     accepted = Verdict(Reason.VALID, scheme="request", body_verified=False)
     with pytest.raises(RuntimeError, match="without its body"):
-        guard.passed(accepted)
+        guard.passed(accepted, 0)
     with pytest.raises(RuntimeError, match="without its body"):
-        guard.passed(accepted._replace(body_verified=None))
-    assert guard.passed(accepted._replace(body_verified=True)) == ()
+        guard.passed(accepted._replace(body_verified=None), 0)
+    assert guard.passed(accepted._replace(body_verified=True), 0) == ()
 
 
 def test_every_refusal_has_an_answer():
@@ -83,7 +83,7 @@ def test_every_refusal_has_an_answer():
         if reason is Reason.VALID:
             continue
         with pytest.raises(RefusedError) as refused:
-            Guard().passed(Verdict(reason, "some-key"))
+            Guard().passed(Verdict(reason, "some-key"), 0)
         answer = refused.value.answer
         assert b"some-key" not in answer.body
         assert dict(answer.headers)[b"content-length"] == b"%d" % len(answer.body)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from api_key_manager.core import ApiKey, AuditEvent, KeyVersion, Reason, Verdict
 from api_key_manager.core.models import canonical_json, rfc3339
+from api_key_manager.core.quotas import Quota
 
 VERSION = KeyVersion(2, 10, ends_at=20, sealed=b"sealed-bytes", pepper=3)
 RECORD = ApiKey(
@@ -18,7 +19,8 @@ RECORD = ApiKey(
     realm="default", prefix="akm", owner="o", environment="e", metadata_json='{"a":[1]}',
     permissions=("p",), ip_allowlist=("10.0.0.0/8",), min_scheme="static", disabled=False,
     expires_at=900, expired=False, revoked_at=800, revoked=False, revoke_reason="r",
-    deleted_at=None, revision=7, mac=b"mac-bytes", last_used_at=300, static_used_at=400,
+    deleted_at=None, revision=7, mac=b"mac-bytes", quota=Quota(9, "daily"),
+    last_used_at=300, static_used_at=400,
 )  # fmt: skip
 UNCOVERED = {"mac", "last_used_at", "static_used_at"}
 
@@ -34,6 +36,8 @@ def another(value: object) -> object:
             return value + b"!"
         case str():
             return value + "!"
+        case Quota():
+            return value._replace(limit=value.limit + 1)
         case tuple():
             return (*value, "x")
         case None:
@@ -58,6 +62,26 @@ def test_mac_covers_each_version(name: str):
     version = dataclasses.replace(VERSION, **{name: changed})
     edited = dataclasses.replace(RECORD, versions=(version, *RECORD.versions[1:]))
     assert (edited.mac_input() == RECORD.mac_input()) is (name == "ended")
+
+
+@pytest.mark.parametrize("name", Quota._fields)
+def test_mac_covers_the_quota(name: str):
+    """Each part of a quota is covered, and whether there is one."""
+    quota = RECORD.quota
+    assert quota is not None
+    changed = quota._replace(**{name: another(getattr(quota, name))})
+    for edited in (dataclasses.replace(RECORD, quota=q) for q in (changed, None)):
+        assert edited.mac_input() != RECORD.mac_input()
+
+
+def test_mac_of_a_record_without_what_came_later():
+    """The covered bytes of a key without a quota are those of the first version, so that records
+    that were written by it still fit."""
+    plain = ApiKey("k", "signed", 1, 2, (), revision=3)
+    assert plain.mac_input() == (
+        b'["akm-record-1","k","default","signed","akm",null,null,"{}",[],[],[],"static",false,null,'
+        b"false,null,false,null,1,2,null,3,[]]"
+    )
 
 
 def test_mac_tells_neighbours_apart():

@@ -200,7 +200,7 @@ def lease(monkeypatch, now: float):
 async def test_lease(monkeypatch):
     """The cache answers while its lease runs, keeps nothing without one, and ends on its own."""
     box = MemoryBox()
-    key = Records(MemoryStore(), box, RecordCache(10, 300, owned=True)).decoy("signed")
+    key = Records(MemoryStore().load, box, RecordCache(10, 300, owned=True)).decoy("signed")
     cache = RecordCache(10, 300, owned=False)
     lease(monkeypatch, 100.0)
     cache.put(key)
@@ -220,7 +220,7 @@ async def test_lease(monkeypatch):
 
 async def test_owned_cache_has_a_time_to_live(monkeypatch):
     """A cache of a store that nobody else changes keeps a record for its time to live; 0 is off."""
-    key = Records(MemoryStore(), MemoryBox(), RecordCache(1, 1, owned=True)).decoy("signed")
+    key = Records(MemoryStore().load, MemoryBox(), RecordCache(1, 1, owned=True)).decoy("signed")
     for ttl, found in ((5, key), (0, None)):
         cache = RecordCache(10, ttl, owned=True)
         lease(monkeypatch, 100.0)

@@ -388,10 +388,8 @@ class TestRequireBuilt:
         ("name", "value"),
         [
             ("VAULT_ENABLED", "true"),
-            ("REDIS_URL", "redis://:hunter2@host:6379/0"),
             ("KEK_PROVIDER", "vault-transit"),
             ("SECRET_STORE", "vault"),
-            ("ON_LIMITER_OUTAGE", "allow"),
             ("AUDIT_RETENTION_DAYS", "30"),
             ("VAULT_LEASE_SECONDS", "60"),
             ("VAULT_ENTERPRISE_NAMESPACE", "team"),

@@ -31,6 +31,7 @@ class Follower:
         bound: seconds that the cache may answer after a reading.
         max_stale: seconds that it may answer after that while the feed cannot be read, which
             waives the bound: ``ON_STORE_OUTAGE=serve-stale``.
+        window: where the last changes are kept, for others to look at.
         clock: of the lease.
 
     Attributes:
@@ -45,6 +46,7 @@ class Follower:
         *,
         bound: float,
         max_stale: float = 0,
+        window: Window | None = None,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._feed = feed
@@ -54,7 +56,7 @@ class Follower:
         self._clock = clock
         self._behind = True
         self._seen_at: float | None = None
-        self.window = Window()
+        self.window = Window() if window is None else window
         self.problem: str | None = "the change feed was not read yet"
 
     @property

@@ -17,9 +17,11 @@ __all__ = [
     "parse_json_object",
     "present_values",
     "read_duration",
+    "read_quota",
     "read_rate_limit",
     "read_secret",
     "read_when",
+    "write_quota",
     "write_rate_limit",
 ]
 
@@ -27,6 +29,8 @@ _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION: Final = re.compile(r"(?:[0-9]{1,9}[smhdw])+")
 _PART: Final = re.compile(r"([0-9]+)([smhdw])")
 _MOST_SECRET: Final = 4096
+_PERIODS: Final = {"daily": "day", "monthly": "month", "never": "never"}
+_REFILLS: Final = {per: refill for refill, per in _PERIODS.items()}
 
 
 def read_duration(text: str, option: str) -> int:
@@ -40,19 +44,49 @@ def read_duration(text: str, option: str) -> int:
 
 
 def read_rate_limit(text: str, option: str) -> dict[str, Any]:
-    """A rate limit, from ``10/1s``, ``1000/1h`` or ``burst=10/1s``."""
-    name, named, rest = text.rpartition("=")
+    """A rate limit, from ``10/1s``, ``1000/1h``, ``burst=10/1s`` or ``1000/1h@owner``."""
+    plain = text.removesuffix("@owner")
+    name, named, rest = plain.rpartition("=")
     number, slash, window = rest.partition("/")
     if not (slash and number.isascii() and number.isdecimal() and len(number) <= 10 and window):
         raise Failure(f"{option}: [NAME=]N/TIME such as burst=10/1s or 1000/1h", MISUSE)
     seconds = read_duration(window, option)
     limit: dict[str, Any] = {"limit": int(number), "window_seconds": seconds}
+    if plain != text:
+        limit["scope"] = "owner"
     return {"name": name.strip(), **limit} if named else limit
 
 
 def write_rate_limit(limit: dict[str, Any]) -> str:
     """A rate limit as :func:`read_rate_limit` takes it."""
-    return f"{limit['name']}={limit['limit']}/{limit['window_seconds']}s"
+    shared = "@owner" if limit.get("scope") == "owner" else ""
+    return f"{limit['name']}={limit['limit']}/{limit['window_seconds']}s{shared}"
+
+
+def read_quota(
+    text: str, hour: int | None, zone: str | None, shared: bool, option: str
+) -> dict[str, Any]:
+    """A quota, from ``1000/month``, ``100/day`` or ``50/never``, and when it is refilled."""
+    number, slash, per = text.partition("/")
+    refill = _REFILLS.get(per)
+    if not (slash and refill and number.isascii() and number.isdecimal() and len(number) <= 16):
+        raise Failure(f"{option}: N/day, N/month or N/never such as 1000/month", MISUSE)
+    quota: dict[str, Any] = {"limit": int(number), "refill": refill}
+    if hour is not None:
+        quota["hour"] = hour
+    if zone is not None:
+        quota["zone"] = zone
+    return {**quota, "shared_by_owner": True} if shared else quota
+
+
+def write_quota(quota: dict[str, Any]) -> str:
+    """A quota in words."""
+    told = f"{quota['limit']}/{_PERIODS[quota['refill']]}"
+    if quota["refill"] != "never":
+        told += f" at {quota['hour']}:00 {quota['zone']}"
+    if quota["shared_by_owner"]:
+        told += ", shared by the owner's keys"
+    return told if quota.get("spent") is None else f"{told}, {quota['spent']} spent"
 
 
 def read_when(text: str, option: str, *, ago: bool = False) -> str:

@@ -12,9 +12,11 @@ from api_key_manager.cli.inputs import (
     parse_json_object,
     present_values,
     read_duration,
+    read_quota,
     read_rate_limit,
     read_secret,
     read_when,
+    write_quota,
     write_rate_limit,
 )
 from api_key_manager.cli.options import Json, KeyId, Url
@@ -40,6 +42,20 @@ Limits = Annotated[
         metavar="[NAME=]N/TIME",
         help="So many requests per time, such as burst=10/1s or 1000/1h; repeatable.",
     ),
+]
+QuotaText = Annotated[
+    str | None,
+    typer.Option("--quota", metavar="N/PERIOD", help="Credits: 1000/month, 100/day, 50/never."),
+]
+QuotaHour = Annotated[
+    int | None, typer.Option("--quota-hour", metavar="HOUR", help="When it is refilled: 0 to 23.")
+]
+QuotaZone = Annotated[
+    str | None,
+    typer.Option("--quota-zone", metavar="ZONE", help="Whose hour, such as Europe/Berlin; or UTC."),
+]
+QuotaShared = Annotated[
+    bool, typer.Option("--quota-shared", help="One account for all keys of the owner.")
 ]
 Expires = Annotated[
     str | None,
@@ -70,6 +86,7 @@ def _fields(
     min_scheme: str | None,
     owner: str | None,
     environment: str | None,
+    quota: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What was named, as the fields of a key. An empty text stands for none."""
     body: dict[str, Any] = {}
@@ -86,6 +103,8 @@ def _fields(
         body["rate_limits"] = [
             read_rate_limit(limit, "--rate-limit") for limit in present_values(limits)
         ]
+    if quota is not None:
+        body["quota"] = quota
     if expires is not None:
         body["expires_at"] = read_when(expires, "--expires")
     if min_scheme is not None:
@@ -95,6 +114,16 @@ def _fields(
     if environment is not None:
         body["environment"] = environment or None
     return body
+
+
+def _quota(
+    text: str | None, hour: int | None, zone: str | None, shared: bool
+) -> dict[str, Any] | None:
+    if text is not None:
+        return read_quota(text, hour, zone, shared, "--quota")
+    if shared or hour is not None or zone is not None:
+        raise Failure("--quota-hour, --quota-zone and --quota-shared go with --quota", MISUSE)
+    return None
 
 
 def _given_secret() -> str:
@@ -115,6 +144,8 @@ def _described(key: dict[str, Any]) -> dict[str, Any]:
     described = {name: value for name, value in key.items() if name not in ("secret", "token")}
     if described.get("rate_limits"):
         described["rate_limits"] = [write_rate_limit(item) for item in described["rate_limits"]]
+    if described.get("quota"):
+        described["quota"] = write_quota(described["quota"])
     return described
 
 
@@ -130,6 +161,10 @@ def create(
     permission: Permissions = None,
     ip: Addresses = None,
     rate_limit: Limits = None,
+    quota: QuotaText = None,
+    quota_hour: QuotaHour = None,
+    quota_zone: QuotaZone = None,
+    quota_shared: QuotaShared = False,
     expires: Expires = None,
     min_scheme: MinScheme = None,
     owner: Owner = None,
@@ -144,8 +179,9 @@ def create(
     """Make a key, and show its secret or token this once."""
     from api_key_manager.cli.client import single
 
+    credits = _quota(quota, quota_hour, quota_zone, quota_shared)
     body = {"kind": kind, **_fields(metadata, permission, ip, rate_limit, expires, min_scheme,
-                                    owner, environment)}  # fmt: skip
+                                    owner, environment, credits)}  # fmt: skip
     if key_id is not None:
         body["key_id"] = key_id
     if prefix is not None:
@@ -234,6 +270,11 @@ def update(
     no_rate_limits: Annotated[
         bool, typer.Option("--no-rate-limits", help="Take all its own rate limits away.")
     ] = False,
+    quota: QuotaText = None,
+    quota_hour: QuotaHour = None,
+    quota_zone: QuotaZone = None,
+    quota_shared: QuotaShared = False,
+    no_quota: Annotated[bool, typer.Option("--no-quota", help="Take its quota away.")] = False,
     expires: Expires = None,
     no_expiry: Annotated[bool, typer.Option("--no-expiry", help="Let it never expire.")] = False,
     min_scheme: MinScheme = None,
@@ -252,11 +293,16 @@ def update(
         raise Failure("--expires and --no-expiry: name one of them", MISUSE)
     if no_rate_limits and rate_limit is not None:
         raise Failure("--rate-limit and --no-rate-limits: name one of them", MISUSE)
+    credits = _quota(quota, quota_hour, quota_zone, quota_shared)
+    if no_quota and credits is not None:
+        raise Failure("--quota and --no-quota: name one of them", MISUSE)
     body = _fields(
-        metadata, permission, ip, rate_limit, expires, min_scheme, owner, environment
-    )  # fmt: skip
+        metadata, permission, ip, rate_limit, expires, min_scheme, owner, environment, credits
+    )
     if no_rate_limits:
         body["rate_limits"] = []
+    if no_quota:
+        body["quota"] = None
     if no_expiry:
         body["expires_at"] = None
     if disable is not None:

@@ -26,6 +26,12 @@ def create(
         ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="What it is for.")] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            "--environment", metavar="NAME", help="Confine it to the keys of one environment."
+        ),
+    ] = None,
     expires: Annotated[
         str | None,
         typer.Option("--expires", metavar="WHEN", help="RFC 3339, or from now: 12h, 30d."),
@@ -43,6 +49,8 @@ def create(
     body: dict[str, Any] = {"scopes": scope}
     if name is not None:
         body["name"] = name
+    if environment is not None:
+        body["environment"] = environment
     if expires is not None:
         body["expires_at"] = read_when(expires, "--expires")
     if ip is not None:
@@ -51,7 +59,7 @@ def create(
     if json:
         document(answer)
         return
-    shown = ("key_id", "name", "scopes", "ip_allowlist", "expires_at", "token")
+    shown = ("key_id", "name", "scopes", "environment", "ip_allowlist", "expires_at", "token")
     details({field: answer[field] for field in shown})
     note("The token is shown this once: store it now.")
 
@@ -76,12 +84,13 @@ def list_(
         document(found)
         return
     rows = [
-        [token["key_id"], token["name"], token["scopes"], token["state"],
+        [token["key_id"], token["name"], token["scopes"], token["environment"], token["state"],
          short_time(token["created_at"]), short_time(token["expires_at"]),
          short_time(token["last_used"])]
         for token in found
     ]  # fmt: skip
-    columns = ("key_id", "name", "scopes", "state", "created_at", "expires_at", "last_used")
+    columns = ("key_id", "name", "scopes", "environment", "state", "created_at", "expires_at",
+               "last_used")  # fmt: skip
     table(columns, rows, nothing="No tokens.")
 
 

@@ -135,6 +135,8 @@ def _read(raw: bytes) -> _Line:
         if body.get(name, "") in (None, _REDACTED):
             body.pop(name, None)
     derived = {name: body.pop(name, None) for name in _DERIVED}
+    if isinstance(body.get("quota"), dict):
+        body["quota"].pop("spent", None)
     reason, at = body.pop("revoke_reason", None), body.pop("revoked_at", None)
     state = derived["state"]
     # What did not work where it comes from must not begin to work here.

@@ -134,7 +134,7 @@ class Operations:
                 and ``body_sha256`` where the body is known.
             permissions: what the key must hold: an expression, or a list that is needed whole.
             ip: the address of whoever presented the credential.
-            cost: what the request is charged to the key's rate limits.
+            cost: what the request is charged to the key's rate limits and quota.
             tags: for the audit log.
 
         Returns:
@@ -251,12 +251,14 @@ class Operations:
         scopes: Sequence[str],
         *,
         name: str | None = None,
+        environment: str | None = None,
         expires_at: Instant | None = None,
         ip_allowlist: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> Operation[CreatedToken]:
-        """Mint an admin token, shown this once."""
-        more = {"name": name, "expires_at": expires_at, "ip_allowlist": _plain(ip_allowlist)}
+        """Mint an admin token, shown this once; ``environment`` confines it to the keys of one."""
+        more = {"name": name, "environment": environment, "expires_at": expires_at,
+                "ip_allowlist": _plain(ip_allowlist)}  # fmt: skip
         given = {key: value for key, value in more.items() if value is not None}
         return self._once("/v1/tokens", {"scopes": _plain(scopes), **given}, idempotency_key)
 
@@ -281,9 +283,13 @@ class Operations:
         query = {"key_id": key_id, "action": action, "since": since, "until": until, "order": order}
         return Listing("/v1/audit", query)
 
-    def get_stats(self) -> Operation[Stats]:
-        """Counters of the process that answers."""
-        return self._call("GET", "/v1/stats")
+    def get_stats(
+        self, *, environment: str | None = None, by_environment: bool = False
+    ) -> Operation[Stats]:
+        """Counters of the process that answers and, if asked for, of the keys of one environment
+        or of each."""
+        query = {"environment": environment, "by_environment": "true" if by_environment else None}
+        return self._call("GET", "/v1/stats", query=query)
 
     def is_healthy(self) -> Operation[bool]:
         """Whether the server's process answers."""

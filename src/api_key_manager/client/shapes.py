@@ -16,6 +16,7 @@ __all__ = [
     "CacheStats",
     "CreatedKey",
     "CreatedToken",
+    "EnvironmentCount",
     "Event",
     "Instant",
     "Key",
@@ -23,6 +24,7 @@ __all__ = [
     "KeyFilters",
     "KeyVersion",
     "NewKey",
+    "Quota",
     "RemoteVerdict",
     "RevocationFilters",
     "Stats",
@@ -38,11 +40,33 @@ State = Literal["active", "disabled", "expired", "revoked"]
 
 
 class RateLimit(TypedDict):
-    """So many requests per window. The name may be left out when it is sent."""
+    """So many requests per window. The name may be left out when it is sent; with the scope
+    ``owner`` all keys of the owner share the limit."""
 
     name: NotRequired[str]
     limit: int
     window_seconds: int
+    scope: NotRequired[Literal["key", "owner"]]
+
+
+class Quota(TypedDict):
+    """So many credits per period. All but ``limit`` and ``refill`` may be left out when it is sent,
+    and ``spent`` must be."""
+
+    limit: int
+    refill: Literal["daily", "monthly", "never"]
+    hour: NotRequired[int]
+    zone: NotRequired[str]
+    shared_by_owner: NotRequired[bool]
+    spent: NotRequired[int | None]
+
+
+class QuotaState(TypedDict):
+    """What is left of a key's quota."""
+
+    limit: int
+    remaining: int
+    resets_at: str | None
 
 
 class RateLimitState(TypedDict):
@@ -63,6 +87,7 @@ class KeyChanges(TypedDict, total=False):
     permissions: list[str] | None
     ip_allowlist: list[str] | None
     rate_limits: list[RateLimit] | None
+    quota: Quota | None
     expires_at: Instant | None
     min_scheme: str | None
     owner: str | None
@@ -122,6 +147,7 @@ class Key(TypedDict):
     permissions: list[str]
     ip_allowlist: list[str]
     rate_limits: list[RateLimit]
+    quota: Quota | None
     min_scheme: str
     active: bool
     state: State
@@ -163,6 +189,7 @@ class Token(TypedDict):
     key_id: str
     name: str | None
     scopes: list[str]
+    environment: str | None
     ip_allowlist: list[str]
     active: bool
     state: State
@@ -203,12 +230,23 @@ class CacheStats(TypedDict):
     max_entries: int
 
 
+class EnvironmentCount(TypedDict):
+    """How many keys of an environment are in each state; ``None``: keys without one."""
+
+    environment: str | None
+    active: int
+    disabled: int
+    expired: int
+    revoked: int
+
+
 class Stats(TypedDict):
-    """Counters of the process that answered."""
+    """Counters of the process that answered, and of keys where asked for."""
 
     cache: CacheStats
     audit_queue: int
     uptime_seconds: float
+    environments: list[EnvironmentCount] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +267,7 @@ class RemoteVerdict:
     expires_at: str | None
     rate_limit: RateLimitState | None
     body_verified: bool | None
+    quota: QuotaState | None
 
     def __bool__(self) -> bool:
         return self.valid

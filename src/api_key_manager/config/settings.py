@@ -209,11 +209,18 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     RATE_LIMIT_PER_MINUTE: int = Field(
         100, ge=1, le=1_000_000_000, description="The default limit of a key, in requests a minute."
     )
+    FAILED_AUTH_PER_MINUTE: int = Field(
+        60,
+        ge=0,
+        le=1_000_000_000,
+        description="How many refused credentials a minute an address may show before it is told to"
+        " wait; 0 is any number.",
+    )
     REDIS_URL: RedisUrl = Field(
-        "", repr=False, description="Not built yet: a Redis that several nodes share."
+        "", repr=False, description="A Redis or Valkey that workers and nodes share."
     )
     ON_LIMITER_OUTAGE: Literal["local", "deny", "allow"] = Field(
-        "local", description="What to do without Redis; deny and allow are not built yet."
+        "local", description="What becomes of rate limits while Redis is away."
     )
 
     VAULT_ENABLED: bool = Field(False, description="Whether Vault is used; not built yet.")
@@ -249,7 +256,8 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
             raise ValueError(
                 f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
-                " count for themselves: use WORKERS=1, or RATE_LIMIT_ENABLED=false"
+                " count for themselves: set REDIS_URL, or use WORKERS=1, or"
+                " RATE_LIMIT_ENABLED=false"
             )
         return self
 
@@ -310,7 +318,7 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
             value = getattr(self, name)
             if value == built:
                 continue
-            what = f"{name}=(not shown)" if name == "REDIS_URL" else f"{name}={shown(value)}"
+            what = f"{name}={shown(value)}"
             use = f"use {name}={shown(built)}" if built != "" else f"leave {name} unset"
             raise ConfigurationError(f"{what} is not built yet: {use}")
 
@@ -320,8 +328,6 @@ _BUILT: Final[dict[str, bool | int | str]] = {
     "KEK_PROVIDER": "local",
     "SECRET_STORE": "database",
     "AUDIT_RETENTION_DAYS": "",
-    "REDIS_URL": "",
-    "ON_LIMITER_OUTAGE": "local",
     "VAULT_ENABLED": False,
     "VAULT_ENTERPRISE_NAMESPACE": "",
     "VAULT_LEASE_SECONDS": "",

@@ -33,6 +33,7 @@ __all__ = [
     "metadata",
     "nonce_counts",
     "nonces",
+    "quota_use",
 ]
 
 metadata = MetaData()
@@ -41,8 +42,8 @@ metadata = MetaData()
 _KEY_ID = String(128).with_variant(String(128, collation="C"), "postgresql")
 
 
-def _index_where(name: str, column: str, condition: str) -> Index:
-    return Index(name, column, sqlite_where=text(condition), postgresql_where=text(condition))
+def _index_where(name: str, columns: tuple[str, ...], condition: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
 
 
 # One row. The revision is taken by UPDATE ... RETURNING and held to commit, so that changes
@@ -58,6 +59,8 @@ deployment = Table(
     Column("nonce_birth", BigInteger, nullable=False),
     # Unix seconds: nonces that ended before were forgotten.
     Column("nonces_pruned_to", BigInteger, nullable=False),
+    # The oldest schema whose code may still run on this database.
+    Column("least_schema", String(16), nullable=False, server_default="0001"),
 )
 
 keyring = Table(
@@ -96,10 +99,16 @@ keys = Table(
     Column("mac", LargeBinary, nullable=False),
     # Where the sweeper looks. Not covered by the MAC: the judge reads the ends themselves.
     Column("next_end_at", BigInteger),
+    Column("quota", Text),
     Index("ix_keys_realm", "realm", "key_id"),
-    _index_where("ix_keys_next_end", "next_end_at", "next_end_at IS NOT NULL"),
+    # So that a page of one owner's or environment's keys costs the same at any depth.
+    _index_where("ix_keys_owner", ("realm", "owner", "key_id"), "owner IS NOT NULL"),
+    _index_where(
+        "ix_keys_environment", ("realm", "environment", "key_id"), "environment IS NOT NULL"
+    ),
+    _index_where("ix_keys_next_end", ("next_end_at",), "next_end_at IS NOT NULL"),
     # Whether there are any, which several workers ask before they start.
-    _index_where("ix_keys_limited", "key_id", "rate_limits <> '[]'"),
+    _index_where("ix_keys_limited", ("key_id",), "rate_limits <> '[]'"),
 )
 
 key_versions = Table(
@@ -147,7 +156,16 @@ audit_events = Table(
     Column("request_id", String(64)),
     Column("detail", Text),
     Column("count", BigInteger, nullable=False),
+    # Of the key, when it happened: for those who may look at one environment only.
+    Column("environment", String(128)),
     Index("ix_audit_key", "key_id", "id"),
+    Index(
+        "ix_audit_environment",
+        "environment",
+        "id",
+        sqlite_where=text("environment IS NOT NULL"),
+        postgresql_where=text("environment IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 
@@ -179,4 +197,15 @@ idempotency = Table(
     Column("answer", LargeBinary),
     Column("expires_at", BigInteger, nullable=False),
     Index("ix_idempotency_expires", "expires_at"),
+)
+
+# What was taken from quotas, blocks that a node holds included. A period that never ends is 0.
+quota_use = Table(
+    "quota_use",
+    metadata,
+    Column("bucket", String(130), primary_key=True),
+    Column("period_start", BigInteger, primary_key=True, autoincrement=False),
+    Column("spent", BigInteger, nullable=False),
+    Index("ix_quota_use_period", "period_start"),
+    sqlite_with_rowid=False,
 )

@@ -22,6 +22,7 @@ __all__ = [
     "allowed",
     "check_allowlist",
     "client_address",
+    "host_network",
     "networks",
     "parse_address",
     "vicinity",
@@ -93,13 +94,23 @@ def allowed(address: Address | None, allowlist: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in allowlist)
 
 
+@lru_cache(maxsize=4096)
 def vicinity(text: str | None) -> str | None:
-    """The network an address is counted under: IPv4 /24, IPv6 /56."""
+    """The network that an address's events are told under: IPv4 /24, IPv6 /56."""
     address = parse_address(text) if text else None
     if address is None:
         return None
     bits = 24 if address.version == 4 else 56
     return str(ip_network(f"{address}/{bits}", strict=False))
+
+
+@lru_cache(maxsize=4096)
+def host_network(text: str | None) -> str | None:
+    """What one host has to itself: an IPv4 address, or an IPv6 /64 (RFC 4291, 2.5.4)."""
+    address = parse_address(text) if text else None
+    if address is None or address.version == 4:
+        return None if address is None else str(address)
+    return str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def client_address(peer: Any, forwarded: Sequence[bytes], proxies: Sequence[Network]) -> str | None:

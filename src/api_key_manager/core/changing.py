@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from api_key_manager.core import lifecycle
-from api_key_manager.core.exceptions import ConflictError, StorageError
+from api_key_manager.core.exceptions import ConflictError, PermissionDeniedError, StorageError
 from api_key_manager.core.models import (
     MICROSECONDS,
     ApiKey,
@@ -71,8 +71,14 @@ class Changing:
     recorder: Recorder
     prefix: str
     clock: Callable[[], float]
-    closed: bool = False
     limits_shared: bool = True
+    environment: str | None = None
+    """The only one whose keys there are for who uses this; ``None``: every key."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is changed any more."""
+        return False
 
     def _now(self) -> int:
         return int(self.clock() * MICROSECONDS)
@@ -105,7 +111,21 @@ class Changing:
     async def _stored(self, key_id: str, realm: str) -> ApiKey:
         check_key_id(key_id)
         (record,) = await self.store.load([key_id])
-        return lifecycle.require_found(record, realm)
+        return lifecycle.require_found(record, realm, self.environment)
+
+    def _stay_within(self, fields: dict[str, Any], *, new: bool) -> dict[str, Any]:
+        """Fields of a key that is to be in the environment that this is confined to.
+
+        Raises:
+            PermissionDeniedError: they name another one, or would take the key out of it.
+        """
+        own = self.environment
+        if own is None or ("environment" not in fields and not new):
+            return fields
+        named = fields.get("environment")
+        if named == own or (named is None and new):
+            return {**fields, "environment": own}
+        raise PermissionDeniedError("environment: only the one that this token is confined to")
 
     def _intact(self, records: Sequence[ApiKey]) -> list[ApiKey]:
         """The records that can be believed; the others are reported."""
@@ -156,6 +176,7 @@ class Changing:
             by.ip,
             by.request_id,
             canonical_json(detail) if detail else None,
+            environment=record.environment,
         )
 
     def _public(self, record: ApiKey) -> dict[str, Any]:

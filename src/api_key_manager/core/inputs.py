@@ -12,14 +12,17 @@ from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.models import MICROSECONDS, MIN_SCHEMES, canonical_json
 from api_key_manager.core.permissions import check_grants
+from api_key_manager.core.quotas import REFILLS, Quota, is_zone
 from api_key_manager.core.signing import MAX_TIMESTAMP
 from api_key_manager.core.tokens import MAX_SECRET_BYTES, holds_a_secret, secret_bytes
 
 __all__ = [
     "check_instant",
     "check_limit",
+    "check_limits",
     "check_metadata",
     "check_overlap",
+    "check_quota",
     "check_rate_limits",
     "check_secret",
     "check_text",
@@ -30,6 +33,8 @@ MAX_METADATA = 16 * 1024
 MAX_OVERLAP_SECONDS = 90 * 86_400
 MAX_RATE_LIMITS = 8
 _MAX_RATE = 1_000_000_000
+# What every reader of JSON holds without rounding.
+_MAX_QUOTA = 10**15
 _MAX_WINDOW = 365 * 86_400
 _MAX_DEPTH = 16
 
@@ -152,30 +157,49 @@ def check_rate_limits(value: object) -> tuple[RateLimit, ...]:
     Raises:
         ValidationError: the message names the item and its field.
     """
+    own, shared = check_limits(value)
+    if shared:
+        raise ValidationError("rate_limits: these are each key's own, leave the scope out")
+    return own
+
+
+def check_limits(value: object) -> tuple[tuple[RateLimit, ...], tuple[RateLimit, ...]]:
+    """The same where a limit may have a ``scope``: ``key``, or ``owner`` for one that all keys of
+    the owner share.
+
+    Returns:
+        The key's own limits, and the shared ones.
+
+    Raises:
+        ValidationError: the message names the item and its field.
+    """
     if value is None:
-        return ()
+        return (), ()
     if not isinstance(value, (list, tuple)) or isinstance(value, RateLimit):
         raise ValidationError("rate_limits: a list of objects is allowed")
     if len(value) > MAX_RATE_LIMITS:
         raise ValidationError(f"rate_limits: at most {MAX_RATE_LIMITS} are allowed")
-    limits = tuple(_check_rate_limit(f"rate_limits[{i}]", item) for i, item in enumerate(value))
+    limits = [_check_rate_limit(f"rate_limits[{i}]", item) for i, item in enumerate(value)]
     known: set[str] = set()
-    for i, limit in enumerate(limits):
+    for i, (limit, _) in enumerate(limits):
         if limit.name in known:
             raise ValidationError(f"rate_limits[{i}].name: another limit has this name")
         known.add(limit.name)
-    return limits
+    own = tuple(limit for limit, scope in limits if scope == "key")
+    return own, tuple(limit for limit, scope in limits if scope == "owner")
 
 
-def _check_rate_limit(where: str, item: object) -> RateLimit:
+def _check_rate_limit(where: str, item: object) -> tuple[RateLimit, str]:
     if isinstance(item, RateLimit):
         item = item._asdict()
     if not isinstance(item, Mapping):
         raise ValidationError(f"{where}: an object with limit and window_seconds is allowed")
     for name in item:
-        if name not in RateLimit._fields:
+        if name != "scope" and name not in RateLimit._fields:
             shown = name[:32] if isinstance(name, str) and name.isidentifier() else "a field"
-            raise ValidationError(f"{where}: {shown} is not one of name, limit, window_seconds")
+            raise ValidationError(
+                f"{where}: {shown} is not one of name, limit, window_seconds, scope"
+            )
     limit = _whole(f"{where}.limit", item.get("limit"), _MAX_RATE)
     window = _whole(f"{where}.window_seconds", item.get("window_seconds"), _MAX_WINDOW)
     name = item.get("name")
@@ -185,13 +209,49 @@ def _check_rate_limit(where: str, item: object) -> RateLimit:
         raise ValidationError(
             f"{where}.name: 1 to 32 of a-z 0-9 _ - are allowed, a letter or digit first"
         )
-    return RateLimit(name, limit, window)
+    scope = item.get("scope")
+    if scope not in (None, "key", "owner"):
+        raise ValidationError(f"{where}.scope: key or owner is allowed")
+    return RateLimit(name, limit, window), scope or "key"
 
 
 def _whole(field: str, value: object, most: int) -> int:
     if type(value) is not int or not 1 <= value <= most:
         raise ValidationError(f"{field}: a whole number from 1 to {most} is allowed")
     return value
+
+
+def check_quota(value: object) -> Quota | None:
+    """A quota as users write it: an object with ``limit`` and ``refill``, and when it is refilled.
+
+    Raises:
+        ValidationError: the message names the field.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Quota):
+        value = value._asdict()
+    if not isinstance(value, Mapping):
+        raise ValidationError("quota: an object with limit and refill is allowed")
+    for name in value:
+        if name not in Quota._fields:
+            shown = name[:32] if isinstance(name, str) and name.isidentifier() else "a field"
+            raise ValidationError(f"quota: {shown} is not one of {', '.join(Quota._fields)}")
+    limit = _whole("quota.limit", value.get("limit"), _MAX_QUOTA)
+    refill = value.get("refill")
+    if type(refill) is not str or refill not in REFILLS:
+        raise ValidationError(f"quota.refill: {', '.join(REFILLS)} are allowed")
+    hour, zone = value.get("hour", 0), value.get("zone", "UTC")
+    if type(hour) is not int or not 0 <= hour <= 23:
+        raise ValidationError("quota.hour: a whole number from 0 to 23 is allowed")
+    if type(zone) is not str or not is_zone(zone):
+        raise ValidationError("quota.zone: a time zone such as Europe/Berlin or UTC is allowed")
+    if refill == "never" and (hour, zone) != (0, "UTC"):
+        raise ValidationError("quota.hour: what is never refilled has no hour and no zone")
+    shared = value.get("shared_by_owner", False)
+    if type(shared) is not bool:
+        raise ValidationError("quota.shared_by_owner: true or false is allowed")
+    return Quota(limit, refill, hour, zone, shared)  # type: ignore[arg-type]  # one of REFILLS
 
 
 def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -209,7 +269,9 @@ def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
         elif name == "ip_allowlist":
             clean[name] = check_allowlist(() if value is None else value)
         elif name == "rate_limits":
-            clean[name] = check_rate_limits(value)
+            clean[name], clean["shared_limits"] = check_limits(value)
+        elif name == "quota":
+            clean[name] = check_quota(value)
         elif name == "expires_at":
             clean[name] = check_instant(name, value)
         elif name in ("owner", "environment"):

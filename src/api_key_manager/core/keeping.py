@@ -22,6 +22,7 @@ from api_key_manager.core.inputs import (
     check_text,
     clean_fields,
 )
+from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.lookups import key_query
 from api_key_manager.core.models import (
     KEY_REALM,
@@ -32,6 +33,7 @@ from api_key_manager.core.models import (
     rfc3339,
 )
 from api_key_manager.core.ports import Receipt
+from api_key_manager.core.quotas import Quota
 from api_key_manager.core.records import live_secrets, seal_record
 from api_key_manager.core.tokens import (
     check_bearer_id,
@@ -77,7 +79,7 @@ class KeyLifeCycle(Changing):
             kind: ``signed`` or ``bearer``.
             prefix: of the minted secret or token.
             realm, by, receipt: for servers: whose key it is, who asks, and what to keep.
-            **fields: ``expires_at``, ``permissions``, ``ip_allowlist``, ``rate_limits``,
+            **fields: ``expires_at``, ``permissions``, ``ip_allowlist``, ``rate_limits``, ``quota``,
                 ``min_scheme``, ``owner``, ``environment``, ``disabled``.
 
         Returns:
@@ -86,6 +88,7 @@ class KeyLifeCycle(Changing):
         Raises:
             KeyExistsError: the id is taken, also by a key that was revoked or deleted.
             ValidationError: a value that is not allowed; the message names the field.
+            PermissionDeniedError: another environment than the one this is confined to.
             ConflictError: rate limits where several processes would each count for themselves.
         """
         now = self._now()
@@ -93,10 +96,12 @@ class KeyLifeCycle(Changing):
             raise ValidationError("kind: signed or bearer is allowed")
         key_id = mint_id() if key_id is None else check_new_id(key_id, realm)
         prefix = self.prefix if prefix is None else check_prefix(prefix)
+        fields = self._stay_within(fields, new=True)
         clean = self._clean({"metadata": metadata, **fields}, kind)
         expires_at = clean.get("expires_at")
         if expires_at is not None and expires_at <= now:
             raise ValidationError("expires_at: an instant in the future is allowed")
+        _check_sharing(clean.get("owner"), clean.get("quota"), clean.get("shared_limits"))
         if kind == "bearer":
             check_bearer_id(key_id)
         shown = _secret_of(kind, prefix, key_id, secret)
@@ -114,10 +119,11 @@ class KeyLifeCycle(Changing):
 
     def _clean(self, fields: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         clean = clean_fields(fields, kind)
-        if clean.get("rate_limits") and not self.limits_shared:
+        limited = clean.get("rate_limits") or clean.get("shared_limits")
+        if limited and not self.limits_shared:
             raise ConflictError(
                 "rate_limits: the workers of this server do not count together, so each would let"
-                " the key through anew; serve with WORKERS=1"
+                " the key through anew: set REDIS_URL, or serve with WORKERS=1"
             )
         return clean
 
@@ -125,15 +131,17 @@ class KeyLifeCycle(Changing):
         self, key_id: str, *, realm: str = KEY_REALM, by: Origin = LIBRARY, **fields: Any
     ) -> dict[str, Any]:
         """Change ``metadata``, ``permissions``, ``expires_at``, ``ip_allowlist``,
-        ``rate_limits``, ``min_scheme``, ``disabled``, ``owner`` or ``environment``.
+        ``rate_limits``, ``quota``, ``min_scheme``, ``disabled``, ``owner`` or ``environment``.
 
         Raises:
             KeyNotFoundError: no such key.
             ValidationError: a value that is not allowed, or nothing to change.
+            PermissionDeniedError: another environment than the one this is confined to.
             ConflictError: as :meth:`create_key`, or somebody else changed the key all the time.
         """
         if not fields:
             raise ValidationError("fields: name at least one to change")
+        self._stay_within(fields, new=False)
 
         def step(record: ApiKey, now: int) -> Change:
             clean = self._clean(fields, record.kind)
@@ -141,6 +149,7 @@ class KeyLifeCycle(Changing):
                 for secret in live_secrets(record, self.box):
                     _keep_apart(secret, clean["metadata_json"])
             changed = lifecycle.update(record, clean, now)
+            _check_sharing(changed.owner, changed.quota, changed.shared_limits)
             detail = {"fields": sorted(fields)}
             return Change(changed, record.revision, [self._event(record, "updated", by, detail)])
 
@@ -247,7 +256,10 @@ class KeyLifeCycle(Changing):
         reason = check_text("reason", reason, 256)
         if not any(value is not None for value in filters.values()):
             raise ValidationError("filter: name at least one, all keys at once are never meant")
-        query = key_query(filters, realm=realm, cursor=None, limit=_CHUNK, now=self._now())
+        query = key_query(
+            filters, realm=realm, cursor=None, limit=_CHUNK, now=self._now(),
+            within=self.environment,
+        )  # fmt: skip
         step = self._revocation(reason, None, by)
         matched = revoked = 0
         shown: list[str] = []
@@ -327,6 +339,16 @@ def _secret_of(kind: str, prefix: str, key_id: str, secret: str | None) -> str:
             raise ValidationError("secret: a bearer key's token is minted, leave it out")
         return mint_token(prefix, key_id)
     return mint_secret(prefix) if secret is None else check_secret(secret)
+
+
+def _check_sharing(
+    owner: str | None, quota: Quota | None, limits: tuple[RateLimit, ...] | None
+) -> None:
+    """Keys of nobody have nothing in common."""
+    if limits and owner is None:
+        raise ValidationError("rate_limits: one with the scope owner needs a key with an owner")
+    if quota is not None and quota.shared_by_owner and owner is None:
+        raise ValidationError("quota.shared_by_owner: the key needs an owner")
 
 
 def _keep_apart(secret: str, metadata_json: str) -> None:

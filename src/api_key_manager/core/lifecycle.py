@@ -137,8 +137,12 @@ def settle(record: ApiKey, now: int) -> Change | None:
         if new.ended and not old.ended:
             detail = {"version": new.version, "ended_at": rfc3339(new.ends_at or now)}
             action = event_action(record, "version_ended")
-            detail_json = canonical_json(detail)
-            events.append(AuditEvent(now, action, record.key_id, "system", detail_json=detail_json))
+            events.append(
+                AuditEvent(
+                    now, action, record.key_id, "system", detail_json=canonical_json(detail),
+                    environment=record.environment,
+                )
+            )  # fmt: skip
     settled = replace(record, revoked=revoked, expired=expired, versions=versions, updated_at=now)
     return Change(settled, record.revision, events)
 
@@ -146,12 +150,18 @@ def settle(record: ApiKey, now: int) -> Change | None:
 def _ended(record: ApiKey, now: int, verb: str, reason: Reason, at: int) -> AuditEvent:
     return AuditEvent(
         now, event_action(record, verb), record.key_id, "system", reason.value,
-        detail_json=canonical_json({"ended_at": rfc3339(at)}),
+        detail_json=canonical_json({"ended_at": rfc3339(at)}), environment=record.environment,
     )  # fmt: skip
 
 
-def require_found(record: ApiKey | None, realm: str) -> ApiKey:
-    """Raises ``KeyNotFoundError`` unless there is such a key in this realm."""
-    if record is None or record.realm != realm or record.deleted_at is not None:
+def require_found(record: ApiKey | None, realm: str, within: str | None = None) -> ApiKey:
+    """Raises ``KeyNotFoundError`` unless there is such a key in this realm, and in the environment
+    ``within``, if that is named."""
+    if (
+        record is None
+        or record.realm != realm
+        or record.deleted_at is not None
+        or within not in (None, record.environment)
+    ):
         raise KeyNotFoundError("no such key")
     return record

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from api_key_manager.core.limits import Decision, RateLimit, decide
-from api_key_manager.core.ports import Ask
+from api_key_manager.core.ports import Ask, SharedLimit
 
 __all__ = ["MemoryLimiter"]
 
@@ -48,26 +48,37 @@ class MemoryLimiter:
 
     Args:
         max_entries: about 400 bytes each.
+        whose: what is limited, as the log has it.
         clock: nanoseconds that never go back.
     """
 
     def __init__(
-        self, max_entries: int = 250_000, *, clock: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+        self, max_entries: int = 250_000, *, clock: Callable[[], int] = time.monotonic_ns,
+        whose: str = "keys",
+    ) -> None:  # fmt: skip
         if max_entries < 1:
             raise ValueError("max_entries: at least 1 is needed")
         self.max_entries = max_entries
         self.forgotten = 0
         self._clock = clock
+        self._whose = whose
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._warn_from = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def take_now(self, key: str, limits: tuple[RateLimit, ...], cost: int) -> Decision:
+    def take_now(
+        self,
+        key: str,
+        limits: tuple[RateLimit, ...],
+        cost: int,
+        shared: tuple[SharedLimit, ...] = (),
+    ) -> Decision:
         """Take ``cost`` from every limit, or nothing from any. Never needs I/O."""
         now = self._clock() // 1000
+        if shared:
+            return self._take_shared(key, limits, cost, shared, now)
         entry = self._entries.get(key)
         if entry is None:
             decision, arrivals = decide(limits, (0,) * len(limits), cost, now)
@@ -85,7 +96,46 @@ class MemoryLimiter:
 
     async def take(self, asked: Sequence[Ask]) -> list[Decision]:
         """The same for many, in order."""
-        return [self.take_now(ask.key, ask.limits, ask.cost) for ask in asked]
+        return [self.take_now(*ask) for ask in asked]
+
+    def _take_shared(
+        self,
+        key: str,
+        limits: tuple[RateLimit, ...],
+        cost: int,
+        shared: tuple[SharedLimit, ...],
+        now: int,
+    ) -> Decision:
+        """The same where others count too: a bucket of its own for each shared limit."""
+        buckets = [(key, limits), *((bucket, (limit,)) for bucket, limit in shared)]
+        wanted = [rate for _, rates in buckets for rate in rates]
+        known = [at for bucket, rates in buckets for at in self._arrivals(bucket, rates)]
+        decision, arrivals = decide(wanted, known, cost, now)
+        if decision.allowed:
+            at = 0
+            for bucket, rates in buckets:
+                self._note(bucket, rates, arrivals[at : at + len(rates)], now)
+                at += len(rates)
+        return decision
+
+    def _arrivals(self, bucket: str, rates: tuple[RateLimit, ...]) -> list[int]:
+        entry = self._entries.get(bucket)
+        if entry is None:
+            return [0] * len(rates)
+        known = dict(zip(entry.limits, entry.arrivals, strict=True))
+        return [known.get(rate, 0) for rate in rates]
+
+    def _note(
+        self, bucket: str, rates: tuple[RateLimit, ...], arrivals: Sequence[int], now: int
+    ) -> None:
+        if not rates:
+            return
+        entry = self._entries.get(bucket)
+        if entry is None:
+            self._make_room(now)
+            self._entries[bucket] = _Entry(rates, arrivals)
+        else:
+            entry.limits, entry.arrivals = rates, arrivals
 
     def _make_room(self, now: int) -> None:
         """For one. Looks at a few of the oldest entries only, so a newcomer costs a constant."""
@@ -105,6 +155,6 @@ class MemoryLimiter:
         if now >= self._warn_from:
             self._warn_from = now + _WARN_SECONDS * 1_000_000
             _log.warning(
-                "%d keys are below their rate limits at once: %d were forgotten and start full",
-                self.max_entries, self.forgotten,
+                "%d %s are below their rate limits at once: %d were forgotten and start full",
+                self.max_entries, self._whose, self.forgotten,
             )  # fmt: skip

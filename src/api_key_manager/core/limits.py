@@ -27,6 +27,7 @@ __all__ = [
     "RateLimit",
     "decide",
     "ratelimit_headers",
+    "refuse",
     "whole_seconds",
 ]
 
@@ -123,7 +124,7 @@ def decide(
     Args:
         limits: all that apply, at least one.
         arrivals: of each limit its theoretical arrival time in ticks; 0 when nothing is known.
-        cost: how many requests this one counts for.
+        cost: how many requests this one counts for; with 0 nothing is taken, and nothing refused.
         now: microseconds of a clock that never goes back.
 
     Returns:
@@ -150,6 +151,15 @@ def _refusal(limits: Sequence[RateLimit], arrivals: Sequence[int], cost: int, no
     longest = max(waits)
     retry_after = 0.0 if longest == _FOREVER else longest / _MICROSECONDS
     return Decision(False, limits, arrivals, now, retry_after, waits.index(longest))
+
+
+def refuse(decision: Decision, cost: int) -> Decision | None:
+    """What the limits of a decision on a cost of 0 say to another cost, if they would refuse it.
+
+    Whoever asks for a cost of 0 takes nothing, and learns how the limits stand.
+    """
+    after, _ = decide(decision.limits, decision.arrivals, cost, decision.now)
+    return None if after.allowed else after
 
 
 def ratelimit_headers(

@@ -12,24 +12,30 @@ from api_key_manager.core.inputs import check_instant, check_limit, check_text
 from api_key_manager.core.models import AuditQuery, KeyQuery
 from api_key_manager.core.tokens import check_key_id, check_prefix, is_key_id
 
-__all__ = ["PAGE_LIMIT", "audit_query", "key_query", "write_cursor"]
+__all__ = ["PAGE_LIMIT", "STATES", "audit_query", "key_query", "write_cursor"]
 
 PAGE_LIMIT = 1000
-_STATES = ("active", "disabled", "expired", "revoked")
+STATES = ("active", "disabled", "expired", "revoked")
 
 
 def key_query(
-    filters: Mapping[str, Any], *, realm: str, cursor: str | None, limit: int, now: int
+    filters: Mapping[str, Any],
+    *,
+    realm: str,
+    cursor: str | None,
+    limit: int,
+    now: int,
+    within: str | None = None,
 ) -> KeyQuery:
-    """A query for keys.
+    """A query for keys, of one environment only when ``within`` names it.
 
     Raises:
         ValidationError: a filter, limit or cursor that is not allowed.
     """
     rest = dict(filters)
     state, kind, prefix = rest.pop("state", None), rest.pop("kind", None), rest.pop("prefix", None)
-    if state not in (None, *_STATES):
-        raise ValidationError(f"state: {', '.join(_STATES)} are allowed")
+    if state not in (None, *STATES):
+        raise ValidationError(f"state: {', '.join(STATES)} are allowed")
     if kind not in (None, "signed", "bearer"):
         raise ValidationError("kind: signed or bearer is allowed")
     after = _read_cursor(cursor)
@@ -43,6 +49,7 @@ def key_query(
         environment=check_text("environment", rest.pop("environment", None)),
         prefix=None if prefix is None else check_prefix(prefix),
         created_before=check_instant("created_before", rest.pop("created_before", None)),
+        within=within,
         now=now,
         after=after,
         limit=check_limit(limit, PAGE_LIMIT),
@@ -51,8 +58,10 @@ def key_query(
     return query
 
 
-def audit_query(filters: Mapping[str, Any], *, cursor: str | None, limit: int) -> AuditQuery:
-    """A query for audit events.
+def audit_query(
+    filters: Mapping[str, Any], *, cursor: str | None, limit: int, within: str | None = None
+) -> AuditQuery:
+    """A query for audit events, of one environment only when ``within`` names it.
 
     Raises:
         ValidationError: a filter, limit or cursor that is not allowed.
@@ -68,6 +77,7 @@ def audit_query(filters: Mapping[str, Any], *, cursor: str | None, limit: int) -
         action=check_text("action", rest.pop("action", None), 64),
         since=check_instant("since", rest.pop("since", None)),
         until=check_instant("until", rest.pop("until", None)),
+        within=within,
         ascending=bool(rest.pop("ascending", False)),
         after=None if after is None else int(after),
         limit=check_limit(limit, PAGE_LIMIT),

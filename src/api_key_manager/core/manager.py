@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from api_key_manager.core.changing import LIBRARY, Origin
+from api_key_manager.core.charging import quota_bucket
+from api_key_manager.core.credits import Credits
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
-from api_key_manager.core.inputs import check_rate_limits
+from api_key_manager.core.failures import FAILURES_PER_MINUTE, Failures
+from api_key_manager.core.inputs import check_rate_limits, check_text
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
-from api_key_manager.core.lookups import PAGE_LIMIT, audit_query, key_query, write_cursor
-from api_key_manager.core.memory import MemoryBox, MemoryNonceStore, MemoryStore
+from api_key_manager.core.lookups import PAGE_LIMIT, STATES, audit_query, key_query, write_cursor
+from api_key_manager.core.memory import (
+    MemoryBox,
+    MemoryNonceStore,
+    MemoryQuotaStore,
+    MemoryStore,
+)
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
 from api_key_manager.core.ports import (
     EmbeddedStore,
     KeyStore,
     NonceStore,
+    QuotaStore,
     RateLimiter,
     SecretBox,
     is_embedded,
 )
 from api_key_manager.core.presented import Presented, present, present_item, why_malformed
 from api_key_manager.core.recorder import Recorder
-from api_key_manager.core.records import RecordCache, Records
+from api_key_manager.core.records import Load, RecordCache, Records
 from api_key_manager.core.tally import Tally
 from api_key_manager.core.tokens import check_prefix
 from api_key_manager.core.validator import AsyncAPIKeyValidator
@@ -47,15 +57,20 @@ class KeyManager(KeyLifeCycle):
         nonces: where used nonces are held; without one no nonce is accepted by other stores.
         limiter: where it is counted what keys take from their rate limits; in this process when
             left out.
+        quotas: where it is kept what keys have spent of their quotas; without one no key with a
+            quota is accepted by other stores than the memory one.
         default_limits: of keys that have none of their own.
         limits_shared: whether all who validate these keys count together; if not, no key gets a
             limit, since each of them would let it through anew.
+        failures_per_minute: how often outsiders at one address may fail before they are told to
+            wait, see :mod:`api_key_manager.core.failures`; 0 for ever.
         prefix: of minted secrets and tokens.
         nonce_window_seconds: how old a timestamp with a nonce may be.
         cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
         recorder: the audit queue; made by :mod:`api_key_manager.wiring` as well.
         tally: counts verdicts.
         background: whether somebody flushes the recorder; else this manager writes through.
+        load: where records to be judged come from, if not straight from the store.
 
     Raises:
         ConfigurationError: a store without a box.
@@ -69,14 +84,17 @@ class KeyManager(KeyLifeCycle):
         box: SecretBox | None = None,
         nonces: NonceStore | None = None,
         limiter: RateLimiter | None = None,
+        quotas: QuotaStore | None = None,
         default_limits: Sequence[RateLimit] = (),
         limits_shared: bool = True,
+        failures_per_minute: int = FAILURES_PER_MINUTE,
         prefix: str = "akm",
         nonce_window_seconds: int = 300,
         cache: RecordCache | None = None,
         recorder: Recorder | None = None,
         tally: Tally | None = None,
         background: bool = False,
+        load: Load | None = None,
     ) -> None:
         if validator is not None and not isinstance(validator, AsyncAPIKeyValidator):
             raise ConfigurationError("validator: an AsyncAPIKeyValidator is allowed")
@@ -90,16 +108,25 @@ class KeyManager(KeyLifeCycle):
         self.prefix = check_prefix(prefix)
         self.limits_shared = limits_shared
         self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=store is None)
-        self.records = Records(self.store, self.box, self.cache)
+        stored = self.store
+        # By its name at each call: a store may be wrapped while it is in use.
+        self.records = Records(load or (lambda ids: stored.load(ids)), self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
         self.tally = tally if tally is not None else Tally()
+        self._failures = Failures(self.recorder, self.tally, per_minute=failures_per_minute)
         self._flush_when_full = in_memory and not background
+        # In blocks only where somebody gives back what was not used.
+        self.credits = Credits(
+            quotas if quotas is not None else MemoryQuotaStore() if in_memory else None,
+            lease=background,
+        )
         self._verifier = Verifier(
             store=self.store,
             records=self.records,
             # Claims in memory are no use to keys that outlive them: such a store refuses them all.
             nonces=nonces or MemoryNonceStore(self.clock() if in_memory else float("inf")),
             limiter=limiter if limiter is not None else MemoryLimiter(),
+            credits=self.credits,
             default_limits=check_rate_limits(default_limits),
             recorder=self.recorder,
             tally=self.tally,
@@ -111,9 +138,31 @@ class KeyManager(KeyLifeCycle):
         self.repeat_now = self._verifier.repeat_now
         self.accept_now = self._verifier.accept_now
 
+    def within(self, environment: str | None) -> KeyManager:
+        """The same manager for somebody who is confined to one environment; itself for ``None``.
+
+        For them there are no other keys: they find, validate, change, revoke and audit those of
+        this environment only, a key of another one looks exactly as one that does not exist, and
+        no key enters or leaves the environment. What was read of a caller by
+        :func:`~api_key_manager.core.presented.present` names the environment itself.
+
+        Raises:
+            ValidationError: what is no environment's name.
+        """
+        if environment is None:
+            return self
+        confined = copy.copy(self)
+        confined.environment = check_text("environment", environment)
+        return confined
+
     def close(self) -> None:
         """Refuse what comes from now on; what was accepted can still be flushed."""
-        self._verifier.closed = self.closed = True
+        self._verifier.closed = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is judged or changed any more."""
+        return self._verifier.closed
 
     # Validation
 
@@ -165,7 +214,7 @@ class KeyManager(KeyLifeCycle):
         presented = present(
             key_id, signature, timestamp, nonce, token=token, request=request, ip=ip,
             permissions=permissions, cost=cost, realm=realm, request_id=by.request_id,
-            actor=by.actor,
+            actor=by.actor, within=self.environment,
         )  # fmt: skip
         return await self.verify_presented(presented)
 
@@ -193,6 +242,17 @@ class KeyManager(KeyLifeCycle):
                 verdicts[i] = verdict
         return [verdict for verdict in verdicts if verdict is not None]
 
+    def wait_after(self, presented: Presented, verdict: Verdict) -> int:
+        """Count a verdict on an outsider's credential, which a face asks for before it answers.
+
+        Returns:
+            0 when it may be answered as ever; else, after how many seconds this address may fail
+            again: until then a failure is answered 429 and nothing else. Never after a valid one.
+        """
+        if verdict.reason is Reason.VALID:
+            return 0
+        return self._failures.wait(presented, verdict, self.clock())
+
     async def validate_key(
         self,
         key_id: str,
@@ -206,7 +266,9 @@ class KeyManager(KeyLifeCycle):
             ValidationError, KeyNotFoundError, InvalidSignatureError, KeyRevokedError,
             KeyExpiredError, PermissionDeniedError, RateLimitExceededError, StorageError
         """
-        presented = present(key_id, signature, timestamp, nonce, actor="library")
+        presented = present(
+            key_id, signature, timestamp, nonce, actor="library", within=self.environment
+        )
         now = self.clock()
         verdict = self.verify_now(presented, now)
         if verdict is None:
@@ -226,7 +288,7 @@ class KeyManager(KeyLifeCycle):
         """
         if not isinstance(validations, (list, tuple)):
             raise ValidationError("validations: a list is needed")
-        batch = [present_item(item) for item in validations]
+        batch = [present_item(item, self.environment) for item in validations]
         verdicts = await self.verify_batch(batch)
         return [
             {"key_id": verdict.key_id, "valid": verdict.valid, "reason": str(verdict.reason)}
@@ -236,12 +298,18 @@ class KeyManager(KeyLifeCycle):
     # Looking
 
     async def get_key(self, key_id: str, *, realm: str = KEY_REALM) -> dict[str, Any]:
-        """One key, its secret redacted.
+        """One key, its secret redacted; its quota says what was ``spent`` in the period.
 
         Raises:
             KeyNotFoundError: no such key.
         """
-        return self._public(await self._record(key_id, realm))
+        record = await self._record(key_id, realm)
+        shown = self._public(record)
+        if record.quota is not None:
+            bucket = quota_bucket(record, record.quota)
+            spent = await self.credits.spent(bucket, record.quota, self.clock())
+            shown["quota"]["spent"] = spent
+        return shown
 
     async def key_versions(self, key_id: str, *, realm: str = KEY_REALM) -> list[dict[str, Any]]:
         """Every version that ever was, newest first, without secrets.
@@ -270,7 +338,10 @@ class KeyManager(KeyLifeCycle):
         Raises:
             ValidationError: a filter, limit or cursor that is not allowed.
         """
-        query = key_query(filters, realm=realm, cursor=cursor, limit=limit, now=self._now())
+        query = key_query(
+            filters, realm=realm, cursor=cursor, limit=limit, now=self._now(),
+            within=self.environment,
+        )  # fmt: skip
         page = await self.store.find(query)
         items = [self._public(record) for record in self._intact(page.items)]
         return {"items": items, "next_cursor": write_cursor(page.next_cursor)}
@@ -289,7 +360,7 @@ class KeyManager(KeyLifeCycle):
             ValidationError: a filter, limit or cursor that is not allowed.
             StorageError: the log cannot be read.
         """
-        query = audit_query(filters, cursor=cursor, limit=limit)
+        query = audit_query(filters, cursor=cursor, limit=limit, within=self.environment)
         await self.recorder.flush(self.clock())
         page = await self.store.find_audit(query)
         items = [event.to_dict() for event in page.items]
@@ -305,6 +376,7 @@ class KeyManager(KeyLifeCycle):
         query = key_query(
             {"state": "active"} if active_only else {},
             realm=KEY_REALM, cursor=None, limit=PAGE_LIMIT, now=self._now(),
+            within=self.environment,
         )  # fmt: skip
         found: list[dict[str, Any]] = []
         while True:
@@ -323,7 +395,7 @@ class KeyManager(KeyLifeCycle):
         """
         store = self._embedded("find_audit")
         self.recorder.flush_now(store, self.clock())
-        query = AuditQuery(ascending=True, limit=PAGE_LIMIT)
+        query = AuditQuery(ascending=True, limit=PAGE_LIMIT, within=self.environment)
         found: list[dict[str, Any]] = []
         while True:
             page = store.find_audit_now(query)
@@ -331,6 +403,27 @@ class KeyManager(KeyLifeCycle):
             if page.next_cursor is None:
                 return found
             query = replace(query, after=int(page.next_cursor))
+
+    async def count_keys(self, environment: str | None = None) -> list[dict[str, Any]]:
+        """How many keys of each environment are in each state; looks at every key.
+
+        Args:
+            environment: count those of this one only, by an index.
+
+        Returns:
+            Per environment, by name, ``environment``, ``active``, ``disabled``, ``expired`` and
+            ``revoked``; ``None`` stands for keys without one. Of a thousand environments at most.
+        """
+        wanted = check_text("environment", environment)
+        if wanted is None:
+            wanted = self.environment
+        elif self.environment not in (None, wanted):
+            return []
+        counted = await self.store.census(KEY_REALM, self._now(), wanted)
+        return [
+            {"environment": name, **dict.fromkeys(STATES, 0), **states}
+            for name, states in counted.items()
+        ]
 
     def get_stats(self) -> dict[str, Any]:
         """Counters of this process: the record cache and the audit queue."""

@@ -23,14 +23,26 @@ from api_key_manager.core.models import (
     Page,
     Use,
 )
-from api_key_manager.core.ports import BEGUN_SECONDS, Begun, Claim, ClaimResult, Receipt, Seal
+from api_key_manager.core.ports import (
+    BEGUN_SECONDS,
+    MOST_COUNTED,
+    Begun,
+    Claim,
+    ClaimResult,
+    GivenBack,
+    Receipt,
+    Seal,
+    Spend,
+    Spent,
+)
 from api_key_manager.core.signing import MacState, mac, matches
 
-__all__ = ["MemoryBox", "MemoryIdempotency", "MemoryNonceStore", "MemoryStore"]
+__all__ = ["MemoryBox", "MemoryIdempotency", "MemoryNonceStore", "MemoryQuotaStore", "MemoryStore"]
 
 MAX_NONCES_PER_KEY = 100_000
 MAX_EVENTS = 100_000
 _SWEEP_SECONDS = 60
+_PERIODS_KEPT = 3
 
 T = TypeVar("T")
 
@@ -175,6 +187,11 @@ class MemoryStore:
     async def count(self, realm: str, now: int) -> dict[str, int]:
         return await asyncio.to_thread(_count, list(self._keys.values()), realm, now)
 
+    async def census(
+        self, realm: str, now: int, environment: str | None = None
+    ) -> dict[str | None, dict[str, int]]:
+        return await asyncio.to_thread(_census, list(self._keys.values()), realm, now, environment)
+
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
         self.record_now(events, used)
 
@@ -217,6 +234,7 @@ def _fits(record: ApiKey, query: KeyQuery) -> bool:
         and query.kind in (None, record.kind)
         and query.owner in (None, record.owner)
         and query.environment in (None, record.environment)
+        and query.within in (None, record.environment)
         and query.prefix in (None, record.prefix)
         and (query.created_before is None or record.created_at < query.created_before)
     )
@@ -227,6 +245,21 @@ def _count(records: list[ApiKey], realm: str, now: int) -> dict[str, int]:
     return dict(Counter(record.state(now) for record in living))
 
 
+def _census(
+    records: list[ApiKey], realm: str, now: int, environment: str | None
+) -> dict[str | None, dict[str, int]]:
+    found: dict[str | None, list[ApiKey]] = {}
+    for record in records:
+        if environment in (None, record.environment):
+            found.setdefault(record.environment, []).append(record)
+    counted: dict[str | None, dict[str, int]] = {}
+    for name in sorted(found, key=lambda name: (name is not None, name or "")):
+        states = _count(found[name], realm, now)
+        if states and len(counted) < MOST_COUNTED + (None in counted):
+            counted[name] = states
+    return counted
+
+
 def _event_fits(index: int, event: AuditEvent, query: AuditQuery) -> bool:
     if query.after is not None and (
         index <= query.after if query.ascending else index >= query.after
@@ -235,6 +268,7 @@ def _event_fits(index: int, event: AuditEvent, query: AuditQuery) -> bool:
     return (
         query.key_id in (None, event.key_id)
         and query.action in (None, event.action)
+        and query.within in (None, event.environment)
         and (query.since is None or event.timestamp >= query.since)
         and (query.until is None or event.timestamp < query.until)
     )
@@ -288,6 +322,40 @@ class MemoryNonceStore:
                 self._held[key_id] = live
             else:
                 del self._held[key_id]
+
+
+class MemoryQuotaStore:
+    """Credits of this process, gone with it like its keys."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, dict[int, int]] = {}
+
+    async def spend(self, asked: Sequence[Spend]) -> list[Spent]:
+        return [self._spend(each) for each in asked]
+
+    def _spend(self, asked: Spend) -> Spent:
+        account = self._spent.setdefault(asked.bucket, {})
+        spent = account.get(asked.period_start, 0)
+        left = asked.limit - spent
+        if asked.block and left >= asked.block * asked.blocks:
+            taken = asked.block
+        else:
+            taken = min(asked.needed, left) if left >= asked.cost else 0
+        if taken:
+            account[asked.period_start] = spent + taken
+            # Not only the newest: the clock may come back.
+            while len(account) > _PERIODS_KEPT:
+                del account[min(account)]
+        return Spent(taken, spent + taken)
+
+    async def give_back(self, returned: Sequence[GivenBack]) -> None:
+        for bucket, start, amount in returned:
+            account = self._spent.get(bucket, {})
+            if start in account:
+                account[start] = max(0, account[start] - amount)
+
+    async def spent(self, accounts: Sequence[tuple[str, int]]) -> list[int]:
+        return [self._spent.get(bucket, {}).get(start, 0) for bucket, start in accounts]
 
 
 class MemoryBox:

@@ -18,6 +18,7 @@ from api_key_manager.core.exceptions import (
     Reason,
 )
 from api_key_manager.core.limits import Decision, RateLimit
+from api_key_manager.core.quotas import Quota, QuotaState
 
 __all__ = [
     "ADMIN_REALM",
@@ -108,6 +109,7 @@ class ApiKey:
     """A key as stored. ``versions`` are those that have not ended, newest first.
 
     ``expired`` and ``revoked`` are ends made permanent: once set, no clock revives the key.
+    ``rate_limits`` are its own; ``shared_limits`` are those that it shares with its owner's others.
     ``mac`` covers everything but itself and the two ``*_used_at`` (see :meth:`mac_input`).
     """
 
@@ -134,6 +136,8 @@ class ApiKey:
     deleted_at: int | None = None
     revision: int = 0
     mac: bytes = field(default=b"", repr=False)
+    quota: Quota | None = None
+    shared_limits: tuple[RateLimit, ...] = ()
     last_used_at: int | None = None
     static_used_at: int | None = None
 
@@ -170,12 +174,18 @@ class ApiKey:
             return "expired"
         return "active"
 
+    @property
+    def written_limits(self) -> list[list[Any]]:
+        """All limits as they are stored."""
+        shared = [[*limit, "owner"] for limit in self.shared_limits]
+        return [*map(list, self.rate_limits), *shared]
+
     def mac_input(self) -> bytes:
         """The exact bytes that the record MAC covers: every security column and the revision."""
-        columns = [
+        columns: list[Any] = [
             "akm-record-1", self.key_id, self.realm, self.kind, self.prefix, self.owner,
             self.environment, self.metadata_json, list(self.permissions),
-            list(self.ip_allowlist), list(self.rate_limits), self.min_scheme, self.disabled,
+            list(self.ip_allowlist), self.written_limits, self.min_scheme, self.disabled,
             self.expires_at, self.expired, self.revoked_at, self.revoked, self.revoke_reason,
             self.created_at, self.updated_at, self.deleted_at, self.revision,
             [
@@ -184,6 +194,9 @@ class ApiKey:
                 for v in self.versions
             ],
         ]  # fmt: skip
+        # What came later stands only where it is, so that the MACs of older records still fit.
+        if self.quota is not None:
+            columns.append(["quota", *self.quota])
         return canonical_json(columns).encode("utf-8", "surrogatepass")
 
     def to_dict(self, now: int) -> dict[str, Any]:
@@ -200,7 +213,11 @@ class ApiKey:
             "metadata": self.metadata,
             "permissions": list(self.permissions),
             "ip_allowlist": list(self.ip_allowlist),
-            "rate_limits": [limit.to_dict() for limit in self.rate_limits],
+            "rate_limits": [
+                *(limit.to_dict() for limit in self.rate_limits),
+                *({**limit.to_dict(), "scope": "owner"} for limit in self.shared_limits),
+            ],
+            "quota": None if self.quota is None else {**self.quota.to_dict(), "spent": None},
             "min_scheme": self.min_scheme,
             "active": state == "active",
             "state": state,
@@ -222,7 +239,8 @@ class Verdict(NamedTuple):
     somebody who merely knows its id. ``scheme == "static"`` says that the timestamp, if any, was
     not authenticated. ``cached``: answered without I/O for the record. ``body_verified``, of a
     signed request: whether the body was compared with what was signed. ``rate_limit``: what the
-    key's limits said; ``None`` when it has none, or when it was not for them to say.
+    key's limits said; ``None`` when it has none, or when it was not for them to say. ``quota``:
+    what is left of the key's credits; ``None`` when it has no quota, or it was not asked.
     """
 
     reason: Reason
@@ -233,6 +251,7 @@ class Verdict(NamedTuple):
     cached: bool = False
     body_verified: bool | None = None
     rate_limit: Decision | None = None
+    quota: QuotaState | None = None
 
     @property
     def valid(self) -> bool:
@@ -264,6 +283,9 @@ class Verdict(NamedTuple):
         outcome = OUTCOMES[self.reason]
         if self.rate_limit is not None and self.reason is Reason.RATE_LIMITED:
             return _limit_error(self.rate_limit, outcome.message)
+        if self.quota is not None and self.reason is Reason.QUOTA_EXCEEDED:
+            wait = self.quota.retry_after or None
+            return RateLimitExceededError(outcome.message, reason=self.reason, retry_after=wait)
         return outcome.exception(outcome.message, reason=self.reason)
 
 
@@ -288,6 +310,8 @@ class AuditEvent(NamedTuple):
     detail_json: str | None = None
     # "count" is also a tuple method, hence the other name inside.
     times: int = 1
+    # Of the key, when it happened. Only for who may look at one environment.
+    environment: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -325,7 +349,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class KeyQuery:
-    """Which keys, from where, how many. ``state`` is judged at ``now`` (µs)."""
+    """Which keys, from where, how many. ``state`` is judged at ``now`` (µs).
+
+    ``within`` is no filter of the caller's: whose environment it names sees no other.
+    """
 
     realm: str = KEY_REALM
     state: str | None = None
@@ -334,6 +361,7 @@ class KeyQuery:
     environment: str | None = None
     prefix: str | None = None
     created_before: int | None = None
+    within: str | None = None
     now: int = 0
     after: str | None = None
     limit: int = 100
@@ -341,12 +369,16 @@ class KeyQuery:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which events, newest first unless ``ascending``. ``after`` is the last index seen."""
+    """Which events, newest first unless ``ascending``. ``after`` is the last index seen.
+
+    ``within``: only events of keys that were in this environment when they happened.
+    """
 
     key_id: str | None = None
     action: str | None = None
     since: int | None = None
     until: int | None = None
+    within: str | None = None
     ascending: bool = False
     after: int | None = None
     limit: int = 100

@@ -104,6 +104,8 @@ class OpenKey:
             or record.revoked_at is not None
             or record.expires_at is not None
             or record.ip_allowlist
+            or record.quota is not None
+            or record.shared_limits
         )
         end = record.next_end
         self.next_end: float = _FOREVER if end is None else end / MICROSECONDS
@@ -144,6 +146,10 @@ class OpenKey:
             self._address_rules = networks(self.record.ip_allowlist)
         return self._address_rules
 
+    def is_hidden(self, within: str | None) -> bool:
+        """Whether there is no such key for who is confined to this environment."""
+        return within is not None and self.record.environment != within
+
     def accepted(self, version: int, scheme: Scheme) -> Verdict:
         """The one verdict of every acceptance of this record by this version and scheme."""
         verdict = self._valid.get((version, scheme))
@@ -179,17 +185,21 @@ def judge(key: OpenKey, presented: Presented, now: float, rules: Rules) -> Verdi
         secret cannot be opened.
     """
     record = key.record
+    # Whoever is confined to another environment is told, at the same price, what is told of a key
+    # that does not exist; not even that its record was in memory.
+    hidden = presented.within is not None and key.is_hidden(presented.within)
     try:
         if presented.token is None:
             version, scheme = _match_signature(key.ready("signed"), presented, now)
         else:
             version, scheme = _match_token(key, presented, now)
     except EncryptionError:
-        return Verdict(Reason.UNAVAILABLE, presented.key_id)
+        unread = Reason.NOT_FOUND if hidden else Reason.UNAVAILABLE
+        return Verdict(unread, presented.key_id)
     if (record.kind == "bearer") is (presented.token is None):
         version = 0
-    if key.decoy or record.realm != presented.realm:
-        return Verdict(Reason.NOT_FOUND, presented.key_id, cached=True)
+    if key.decoy or record.realm != presented.realm or hidden:
+        return Verdict(Reason.NOT_FOUND, presented.key_id, cached=not hidden)
     if version == 0:
         return Verdict(Reason.BAD_SIGNATURE, presented.key_id, cached=True)
     reason = _refusal(key, presented, scheme, now, rules)

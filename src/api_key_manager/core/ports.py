@@ -25,6 +25,7 @@ from api_key_manager.core.signing import MacState
 
 __all__ = [
     "BEGUN_SECONDS",
+    "MOST_COUNTED",
     "Ask",
     "Begun",
     "Changed",
@@ -32,18 +33,24 @@ __all__ = [
     "ClaimResult",
     "EmbeddedStore",
     "Feed",
+    "GivenBack",
     "IdempotencyStore",
     "KeyStore",
     "NonceStore",
+    "QuotaStore",
     "RateLimiter",
     "Reading",
     "Receipt",
     "Seal",
     "SecretBox",
+    "SharedLimit",
+    "Spend",
+    "Spent",
     "is_embedded",
 ]
 
 BEGUN_SECONDS = 60
+MOST_COUNTED = 1000
 
 Seal = Callable[[ApiKey], bytes]
 """Makes the record MAC, once the store has given the record its revision."""
@@ -103,6 +110,13 @@ class KeyStore(Protocol):
 
         Looks at every key, without making other callers wait.
         """
+        ...
+
+    async def census(
+        self, realm: str, now: int, environment: str | None = None
+    ) -> dict[str | None, dict[str, int]]:
+        """The same by environment, in the order of their names, ``None`` first; at most
+        :data:`MOST_COUNTED` of them, or only the named one."""
         ...
 
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
@@ -234,23 +248,44 @@ class NonceStore(Protocol):
         ...
 
 
+class SharedLimit(NamedTuple):
+    """A limit of several keys, and the name under which they are counted together; it is no id."""
+
+    bucket: str
+    limit: RateLimit
+
+
 class Ask(NamedTuple):
-    """What a request takes from limits, and whose they are."""
+    """What a request takes from limits, and whose they are. A cost of 0 takes nothing and is always
+    allowed: it tells how the limits stand."""
 
     key: str
     limits: tuple[RateLimit, ...]
     cost: int = 1
+    shared: tuple[SharedLimit, ...] = ()
+
+    @property
+    def every(self) -> tuple[RateLimit, ...]:
+        """All limits, in the order of a decision's."""
+        return (*self.limits, *(s.limit for s in self.shared)) if self.shared else self.limits
 
 
 class RateLimiter(Protocol):
     """How much each key has taken. One key has one set of limits: ask for another set, and what
-    is only in the old one is forgotten."""
+    is only in the old one is forgotten. Each shared limit is counted by itself under its name."""
 
-    def take_now(self, key: str, limits: tuple[RateLimit, ...], cost: int) -> Decision | None:
-        """Take ``cost`` from every limit, or nothing from any.
+    def take_now(
+        self,
+        key: str,
+        limits: tuple[RateLimit, ...],
+        cost: int,
+        shared: tuple[SharedLimit, ...] = (),
+    ) -> Decision | None:
+        """Take ``cost`` from every limit, the shared ones too, or nothing from any.
 
         Returns:
-            ``None`` when that needs I/O; then nothing was taken.
+            The decision on the key's limits and then the shared ones; ``None`` when that needs
+            I/O, and then nothing was taken.
         """
         ...
 
@@ -260,6 +295,57 @@ class RateLimiter(Protocol):
         Raises:
             StorageError: it cannot be told.
         """
+        ...
+
+
+class Spend(NamedTuple):
+    """Credits that shall be taken from an account in a period (``period_start`` in µs).
+
+    ``block`` is taken where at least ``blocks`` such blocks are left; else what is ``needed`` or,
+    where less is left, that, but never less than ``cost``; else nothing.
+    """
+
+    bucket: str
+    period_start: int
+    limit: int
+    cost: int
+    needed: int
+    block: int = 0
+    blocks: int = 1
+
+
+class Spent(NamedTuple):
+    """What was taken, and what all have taken in the period by then."""
+
+    taken: int
+    spent: int
+
+
+class GivenBack(NamedTuple):
+    """Credits that were taken and not used."""
+
+    bucket: str
+    period_start: int
+    amount: int
+
+
+class QuotaStore(Protocol):
+    """What was taken from quotas, for all processes. Outlives them wherever the keys do."""
+
+    async def spend(self, asked: Sequence[Spend]) -> list[Spent]:
+        """Take credits, durably before it returns; no two ask for the same account at once.
+
+        Raises:
+            StorageError: it cannot be told. What was taken then counts as spent, if it was.
+        """
+        ...
+
+    async def give_back(self, returned: Sequence[GivenBack]) -> None:
+        """Return credits. Raises ``StorageError``."""
+        ...
+
+    async def spent(self, accounts: Sequence[tuple[str, int]]) -> list[int]:
+        """What was taken from each account in a period. Raises ``StorageError``."""
         ...
 
 

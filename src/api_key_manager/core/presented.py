@@ -43,6 +43,10 @@ class Presented(NamedTuple):
     malformed: bool = False
     request: SignedRequest | None = None
     cost: int = 1
+    shown: bool = True
+    """Whether there was anything at all."""
+    within: str | None = None
+    """The only environment whose keys there are for who asks on the caller's behalf."""
 
     def __repr__(self) -> str:
         return f"Presented({self.key_id!r})"
@@ -63,6 +67,7 @@ def present(
     tags: tuple[str, ...] = (),
     actor: str | None = None,
     cost: Any = None,
+    within: str | None = None,
 ) -> Presented:
     """Read what a caller presents. What cannot be read is ``malformed``.
 
@@ -76,10 +81,11 @@ def present(
         realm: whose keys are meant.
         cost: how many requests this one counts for in the key's rate limits, 1 to 1,000,000; 1
             when left out.
+        within: the only environment whose keys are meant, if there is one.
         request_id, tags, actor: for the audit log; ``actor`` is who asks on the caller's behalf.
     """
     address = wanted = prefix = mac = raw = read = None
-    good = True
+    good = shown = True
     if ip is not None:
         address = parse_address(ip) if type(ip) is str and len(ip) <= 45 else None
         if address is None:
@@ -107,6 +113,7 @@ def present(
         else:
             raw, key_id, prefix = token.encode("ascii"), parsed.key_id, parsed.prefix
     else:
+        shown = not key_id is signature is timestamp is nonce is None
         mac = parse_signature(signature)
         if mac is None or not _can_be_signed(timestamp, nonce):
             good = False
@@ -120,10 +127,12 @@ def present(
         return Presented(
             key_id, mac, timestamp, nonce, raw, prefix,
             address, wanted, realm, ip, request_id, tags, actor, False, read, cost,
+            within=within,
         )  # fmt: skip
     return Presented(
-        key_id, realm=realm, ip=ip, request_id=request_id, tags=tags, actor=actor, malformed=True
-    )
+        key_id, realm=realm, ip=ip, request_id=request_id, tags=tags, actor=actor, malformed=True,
+        shown=shown, within=within,
+    )  # fmt: skip
 
 
 def _can_be_signed(timestamp: Any, nonce: Any) -> bool:
@@ -134,19 +143,20 @@ def _can_be_signed(timestamp: Any, nonce: Any) -> bool:
     return is_timestamp(timestamp)
 
 
-def present_item(item: Any) -> Presented:
+def present_item(item: Any, within: str | None = None) -> Presented:
     """Read one item of a library user's batch: a mapping of :func:`present`'s arguments."""
     if not isinstance(item, Mapping):
-        return present(actor="library")
+        return present(actor="library", within=within)
     known = {"key_id", "key", "signature", "timestamp", "nonce", "token", "request", "ip",
              "permissions", "cost"}  # fmt: skip
     key_id = item.get("key_id", item.get("key"))
     if not item.keys() <= known:
-        return present(key_id, actor="library")
+        return present(key_id, actor="library", within=within)
     return present(
         key_id, item.get("signature"), item.get("timestamp"), item.get("nonce"),
         token=item.get("token"), request=item.get("request"), ip=item.get("ip"),
         permissions=item.get("permissions"), cost=item.get("cost"), actor="library",
+        within=within,
     )  # fmt: skip
 
 

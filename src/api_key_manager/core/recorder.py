@@ -32,6 +32,8 @@ _VALID = Reason.VALID
 _new = tuple.__new__
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
 _UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
+_SLOWED = "address_slowed"
+_LIMITED = Reason.RATE_LIMITED.value
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
 _PIECE = 2048
@@ -113,10 +115,12 @@ class Recorder:
         waiting = len(self._events) + len(self._folded) + self._landing
         return waiting + self._reserved >= self._capacity
 
-    def note(self, presented: Presented, verdict: Verdict, now: float) -> None:
-        """Note one verdict."""
+    def note(
+        self, presented: Presented, verdict: Verdict, now: float, environment: str | None = None
+    ) -> None:
+        """Note one verdict, and in which environment the key is."""
         if verdict.reason is not _VALID:
-            self._note_refusal(presented, verdict, now)
+            self._note_refusal(presented, verdict, now, environment)
             return
         scheme, version, tags = verdict.scheme, verdict.version, presented.tags
         # What an admin token is used for has events of its own.
@@ -126,18 +130,22 @@ class Recorder:
             self.note_valid(
                 presented.key_id, presented.actor, presented.ip, presented.request_id,
                 _tagged(tags, scheme, version) if tags else detail_of(scheme, version), now,
+                environment,
             )  # fmt: skip
         if scheme == "static":
             self._used_static[presented.key_id] = self._used[presented.key_id]
 
     def note_valid(
         self, key_id: str, actor: str | None, ip: str | None, request_id: str | None,
-        detail_json: str, now: float,
+        detail_json: str, now: float, environment: str | None = None,
     ) -> None:  # fmt: skip
         """Note one acceptance, where all of them are wanted."""
         at = self._used[key_id] = int(now * MICROSECONDS)
         # Not by its name: the class would take twice as long for the same.
-        event = (at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json, 1)
+        event = (
+            at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json, 1,
+            environment,
+        )  # fmt: skip
         self._events.append(_new(AuditEvent, event))
         if len(self._events) == _PLENTY:
             self._plenty.set()
@@ -146,7 +154,9 @@ class Recorder:
         """Note that a key was used, without an event."""
         self._used[key_id] = int(now * MICROSECONDS)
 
-    def _note_refusal(self, presented: Presented, verdict: Verdict, now: float) -> None:
+    def _note_refusal(
+        self, presented: Presented, verdict: Verdict, now: float, environment: str | None
+    ) -> None:
         admin, reason = presented.realm == ADMIN_REALM, verdict.reason
         if not (self._failures or admin):
             return
@@ -157,21 +167,46 @@ class Recorder:
         event = AuditEvent(
             int(now * MICROSECONDS), action, key_id, presented.actor, reason.value,
             ip, presented.request_id, _refusaldetail_of(presented.tags, verdict),
+            environment=None if reason in _UNPROVED else environment,
         )  # fmt: skip
         if reason not in _UNAUTHENTICATED:
             self._events.append(event)
             return
         known_id = key_id if reason is Reason.BAD_SIGNATURE else None
-        bucket = (action, reason, known_id, vicinity(ip), int(now))
+        self._fold(event, known_id, vicinity(ip), now)
+
+    def note_slowed(self, presented: Presented, network: str, now: float) -> None:
+        """Note that a failure was answered by a time to wait, as its address fails too often.
+
+        Which key was named stands in the event of its refusal, where it is known to be one.
+        """
+        if not (self._failures or presented.realm == ADMIN_REALM):
+            return
+        # Most are one more of the same: for them no event is made.
+        folded = self._folded.get((_SLOWED, _LIMITED, None, network, int(now)))
+        if folded is not None:
+            folded.count += 1
+            return
+        event = AuditEvent(
+            int(now * MICROSECONDS), _SLOWED, None, presented.actor, _LIMITED,
+            presented.ip, presented.request_id,
+        )  # fmt: skip
+        self._fold(event, None, network, now)
+
+    def _fold(
+        self, event: AuditEvent, known_id: str | None, network: str | None, now: float
+    ) -> None:
+        action, reason = event.action, event.reason
+        bucket = (action, reason, known_id, network, int(now))
         folded = self._folded.get(bucket)
         if folded is None and len(self._folded) >= self._most_folded:
-            event = event._replace(ip=None)
             bucket = (action, reason, None, None, int(now))
             folded = self._folded.get(bucket)
+            event = event._replace(ip=None, environment=None)
         if folded is None:
             self._folded[bucket] = _Folded(event)
         else:
-            folded.add(key_id)
+            folded.add(event.key_id)
 
     def last_use(self, key_id: str) -> Use | None:
         """A use that may not have reached the store yet."""

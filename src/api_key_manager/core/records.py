@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from api_key_manager.core.cache import BoundedTTLMap
 from api_key_manager.core.exceptions import EncryptionError, StorageError
 from api_key_manager.core.models import MICROSECONDS, ApiKey, KeyVersion, Kind
 from api_key_manager.core.policy import OpenKey, OpenVersion
-from api_key_manager.core.ports import KeyStore, SecretBox
+from api_key_manager.core.ports import SecretBox
 from api_key_manager.core.signing import matches
 from api_key_manager.core.tokens import mint_secret
 
 __all__ = [
+    "Load",
     "RecordCache",
     "Records",
     "boot_clock",
@@ -31,6 +32,9 @@ __all__ = [
     "open_record",
     "seal_record",
 ]
+
+Load = Callable[[Sequence[str]], Awaitable[list[ApiKey | None]]]
+"""Asks for records by their ids; ``None`` for an unknown one."""
 
 _log = logging.getLogger(__name__)
 _FOREVER = float("inf")
@@ -168,8 +172,8 @@ class Records:
     never kept over a newer one.
     """
 
-    def __init__(self, store: KeyStore, box: SecretBox, cache: RecordCache) -> None:
-        self._store = store
+    def __init__(self, load: Load, box: SecretBox, cache: RecordCache) -> None:
+        self._load_stored = load
         self._box = box
         self.cache = cache
         self._flights: dict[str, _Flight] = {}
@@ -276,7 +280,7 @@ class Records:
 
     async def _fetch(self, key_ids: list[str]) -> dict[str, Found | None]:
         try:
-            records = await self._store.load(key_ids)
+            records = await self._load_stored(key_ids)
         except StorageError as error:
             return dict.fromkeys(key_ids, error)
         return dict(zip(key_ids, map(self._open, records), strict=True))

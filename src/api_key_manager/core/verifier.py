@@ -7,6 +7,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from api_key_manager.core.charging import Charging, limited
+from api_key_manager.core.credits import Credits
 from api_key_manager.core.exceptions import (
     APIKeyManagerException,
     ConflictError,
@@ -14,18 +16,17 @@ from api_key_manager.core.exceptions import (
     StorageError,
 )
 from api_key_manager.core.lifecycle import settle
-from api_key_manager.core.limits import Decision, RateLimit
+from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.models import (
-    ADMIN_REALM,
     KEY_REALM,
     MICROSECONDS,
     ApiKey,
     Change,
     Verdict,
 )
+from api_key_manager.core.outages import Outages
 from api_key_manager.core.policy import OpenKey, Rules, accept, judge
 from api_key_manager.core.ports import (
-    Ask,
     Claim,
     ClaimResult,
     KeyStore,
@@ -56,7 +57,7 @@ class Verifier:
     """Judges credentials and records what became of them.
 
     Args:
-        store, records, nonces, limiter, recorder, tally, rules: see their modules.
+        store, records, nonces, limiter, credits, recorder, tally, rules: see their modules.
         default_limits: of every key that has none of its own; admin tokens have no limits.
         write: makes a change and lets the caches know of it.
         write_through: whether each verdict is in the store before it is given.
@@ -69,6 +70,7 @@ class Verifier:
         records: Records,
         nonces: NonceStore,
         limiter: RateLimiter,
+        credits: Credits,
         default_limits: tuple[RateLimit, ...],
         recorder: Recorder,
         tally: Tally,
@@ -83,6 +85,7 @@ class Verifier:
         self._nonces = nonces
         self._limiter = limiter
         self._default_limits = default_limits
+        self._charging = Charging(limiter, credits, default_limits)
         self._recorder = recorder
         self._tally = tally
         self._count = tally.add
@@ -90,6 +93,7 @@ class Verifier:
         self._rules = rules
         self._write = write
         self._write_through = write_through
+        self._outages = Outages(_log)
         self.closed = False
 
     def verify_now(self, presented: Presented, now: float) -> Verdict | None:
@@ -104,21 +108,29 @@ class Verifier:
             self._count(presented, verdict)
             self._recorder.note(presented, verdict, now)
             return verdict
+        key = self._known(presented, now)
+        if key is None:
+            return None
+        verdict = judge(key, presented, now, self._rules)
+        if verdict.reason is _VALID:
+            charged = self._charging.charge_now(verdict, key.record, presented.cost, now)
+            if charged is None:
+                return None
+            verdict = charged
+        self._cache.hits += 1
+        self._count(presented, verdict)
+        self._recorder.note(presented, verdict, now, key.record.environment)
+        return verdict
+
+    def _known(self, presented: Presented, now: float) -> OpenKey | None:
+        """The key, if nothing has to be read, written or claimed to judge this."""
         key = self._cached(presented.key_id)
         # Past an end that is not written down yet, the slow way writes it down first.
         if key is None or presented.nonce is not None or now >= key.next_end:
             return None
-        verdict = judge(key, presented, now, self._rules)
-        limits = self._limits_of(key.record)
-        if limits and verdict.reason is _VALID:
-            decision = self._limiter.take_now(presented.key_id, limits, presented.cost)
-            if decision is None:
-                return None
-            verdict = _limited(verdict, decision)
-        self._cache.hits += 1
-        self._count(presented, verdict)
-        self._recorder.note(presented, verdict, now)
-        return verdict
+        if presented.within is not None and key.is_hidden(presented.within):
+            return None  # the slow way asks the store, as for a key that does not exist
+        return key
 
     def accept_now(
         self,
@@ -156,31 +168,27 @@ class Verifier:
             decision = self._limiter.take_now(key_id, limits, cost)
             if decision is None or not decision.allowed:
                 return None  # a refusal takes nothing, so it can be asked for again
-            verdict = _limited(verdict, decision)
+            verdict = limited(verdict, decision)
         self._cache.hits += 1
-        self._tally.accept("timestamped", limited=bool(limits))
+        self._tally.accept("timestamped", record.environment, limited=bool(limits))
         recorder.note_valid(
-            key_id, actor, None, request_id, detail_of("timestamped", verdict.version), now
-        )
+            key_id, actor, None, request_id, detail_of("timestamped", verdict.version), now,
+            record.environment,
+        )  # fmt: skip
         return key, verdict
-
-    def _limits_of(self, record: ApiKey) -> tuple[RateLimit, ...]:
-        if record.rate_limits or record.realm == ADMIN_REALM:
-            return record.rate_limits
-        return self._default_limits
 
     def repeat_now(self, presented: Presented, verdict: Verdict, now: float) -> bool:
         """Whether an admin token that was accepted is so again, and is noted as used again.
 
         True only when nothing that the verdict rests on can have changed: the record is the very
-        one that was judged, none of its ends has come, and it has no limits that would be charged.
+        one that was judged, none of its ends has come, and it has no limits or quota to be charged.
 
         Args:
             presented: the token and its circumstances, the same as then.
             verdict: what :meth:`verify_now` said then.
             now: Unix seconds.
         """
-        if self._write_through or self.closed or verdict.rate_limit:
+        if self._write_through or self.closed or verdict.rate_limit or verdict.quota:
             return False
         key = self._cached(presented.key_id)
         if key is None or key.record is not verdict.key or now >= key.next_end:
@@ -208,18 +216,34 @@ class Verifier:
         if not await self._recorder.reserve(len(batch), now, _QUEUE_PATIENCE):
             return [Verdict(Reason.UNAVAILABLE, p.key_id or None) for p in batch]
         try:
-            verdicts = await self._judge_all(batch, now)
+            if len(batch) == 1 and (key := self._known(batch[0], now)) is not None:
+                return [await self._charge_only(batch[0], key, now)]
+            verdicts, environments = await self._judge_all(batch, now)
             for presented, verdict in zip(batch, verdicts, strict=True):
-                self._recorder.note(presented, verdict, now)
+                self._recorder.note(presented, verdict, now, environments.get(presented.key_id))
         finally:
             self._recorder.release(len(batch))
         if self._write_through:
             verdicts = await self._written(verdicts, now)
         return verdicts
 
-    async def _judge_all(self, batch: Sequence[Presented], now: float) -> list[Verdict]:
-        wanted = {presented.key_id for presented in batch if not presented.malformed}
-        keys: dict[str, Found | None] = {key_id: self._cached(key_id) for key_id in wanted}
+    async def _charge_only(self, presented: Presented, key: OpenKey, now: float) -> Verdict:
+        """The verdict of one credential for which only charging takes I/O, at half of the price."""
+        verdict = judge(key, presented, now, self._rules)
+        if verdict.reason is _VALID:
+            verdict = await self._charging.charge_one(verdict, key.record, presented, now)
+        self._cache.hits += 1
+        self._recorder.note(presented, verdict, now, key.record.environment)
+        return verdict
+
+    async def _judge_all(
+        self, batch: Sequence[Presented], now: float
+    ) -> tuple[list[Verdict], dict[str, str | None]]:
+        """The verdicts, and in which environment the keys are that were found."""
+        wanted = {p.key_id: p.within for p in batch if not p.malformed}
+        keys: dict[str, Found | None] = {
+            key_id: self._warm(key_id, within) for key_id, within in wanted.items()
+        }
         cold = {key_id for key_id, found in keys.items() if found is None}
         since = self._records.changes
         if cold:
@@ -229,7 +253,13 @@ class Verifier:
                 warm = keys.keys() - cold
                 since, cold = self._records.changes, set(keys)
                 keys.update(await self._records.read(list(warm)))
-        ended = [k for k in keys.values() if isinstance(k, OpenKey) and now >= k.next_end]
+        ended = [
+            key
+            for key in keys.values()
+            if isinstance(key, OpenKey)
+            and now >= key.next_end
+            and not key.is_hidden(wanted[key.record.key_id])
+        ]
         if ended and await self._settle(ended, now):
             # Writing took its time: what was read before may have changed meanwhile.
             since, cold = self._records.changes, set(keys)
@@ -248,8 +278,17 @@ class Verifier:
                     self._cache.hits += 1
         if any(presented.nonce is not None for presented in batch):
             await self._claim(batch, verdicts, keys, now)
-        await self._take(batch, verdicts)
-        return verdicts
+        await self._charging.charge(batch, verdicts, now)
+        return verdicts, {
+            key_id: key.record.environment
+            for key_id, key in keys.items()
+            if isinstance(key, OpenKey) and not key.is_hidden(wanted[key_id])
+        }
+
+    def _warm(self, key_id: str, within: str | None) -> OpenKey | None:
+        """A key in memory; of one that is hidden from the caller it must cost a read to say so."""
+        key = self._cached(key_id)
+        return None if key is None or key.is_hidden(within) else key
 
     def _judge(
         self, presented: Presented, keys: dict[str, Found | None], since: int | None, now: float
@@ -307,8 +346,10 @@ class Verifier:
         try:
             results = await self._nonces.claim(list(claims.values()), now, self._rules.skew)
         except StorageError as error:
-            _log.error("nonces cannot be claimed: %s", error)
+            self._outages.failed("nonces cannot be claimed", error)
             results = [ClaimResult.REFUSED] * len(claims)
+        else:
+            self._outages.worked("nonces cannot be claimed")
         for i, result in zip(claims, results, strict=True):
             if result is not ClaimResult.TAKEN:
                 reason = _REFUSED_NONCE[result]
@@ -330,42 +371,15 @@ class Verifier:
             made / MICROSECONDS,
         )
 
-    async def _take(self, batch: Sequence[Presented], verdicts: list[Verdict]) -> None:
-        """Charge the limits of what has passed everything else; put refusals into ``verdicts``."""
-        asked = {
-            i: Ask(presented.key_id, limits, presented.cost)
-            for i, (presented, verdict) in enumerate(zip(batch, verdicts, strict=True))
-            if verdict.valid and verdict.key and (limits := self._limits_of(verdict.key))
-        }
-        if not asked:
-            return
-        try:
-            decisions = await self._limiter.take(list(asked.values()))
-        except StorageError as error:
-            _log.error("rate limits cannot be told: %s", error)
-            for i in asked:
-                verdicts[i] = verdicts[i]._replace(reason=Reason.UNAVAILABLE)
-            return
-        for i, decision in zip(asked, decisions, strict=True):
-            verdicts[i] = _limited(verdicts[i], decision)
-
     async def _written(self, verdicts: list[Verdict], now: float) -> list[Verdict]:
         try:
             await self._recorder.flush(now, uses=True)
         except StorageError as error:
-            _log.error("the audit log cannot be written: %s", error)
+            self._outages.failed("the audit log cannot be written", error)
             return [Verdict(Reason.UNAVAILABLE, verdict.key_id) for verdict in verdicts]
+        self._outages.worked("the audit log cannot be written")
         return verdicts
 
 
 def _malformed(presented: Presented) -> Verdict:
     return Verdict(Reason.MALFORMED, presented.key_id or None, cached=True)
-
-
-def _limited(verdict: Verdict, decision: Decision) -> Verdict:
-    """A valid verdict after its key's limits were asked."""
-    # Written out: _replace() takes twice as long.
-    return Verdict(
-        verdict.reason if decision.allowed else Reason.RATE_LIMITED, verdict.key_id, verdict.key,
-        verdict.version, verdict.scheme, verdict.cached, verdict.body_verified, decision,
-    )  # fmt: skip

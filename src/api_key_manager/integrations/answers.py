@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from api_key_manager.core.exceptions import OUTCOMES, Reason
 from api_key_manager.core.limits import Decision, ratelimit_headers
 from api_key_manager.core.models import Verdict
+from api_key_manager.core.problems import (
+    PROBLEM_TYPE,
+    RETRY_SECONDS,
+    TOO_MANY_FAILURES,
+    problem_document,
+)
 
 __all__ = [
     "Answer",
@@ -20,14 +25,13 @@ __all__ = [
     "problem",
     "refusal",
     "too_large",
+    "too_many_failures",
     "unauthorized",
     "unavailable",
 ]
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Names in lower case, as ASGI wants them."""
-
-_RETRY_SECONDS: Final = 1
 
 
 class Answer(NamedTuple):
@@ -59,15 +63,9 @@ def problem(status: int, reason: str, detail: str, headers: Headers = ()) -> Ans
         detail: a sentence for people, without secrets.
         headers: to go with it.
     """
-    document = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "reason": reason,
-    }
+    document = problem_document(status, reason, detail)
     body = json.dumps(document, separators=(",", ":")).encode()
-    about = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
+    about = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body))]
     return Answer(status, [*about, *headers], body)
 
 
@@ -78,13 +76,23 @@ def unauthorized() -> Answer:
     )
 
 
+def too_many_failures(wait: int) -> Answer:
+    """Instead of a 401, whatever that was for; ``wait`` in seconds."""
+    return problem(
+        429,
+        Reason.RATE_LIMITED.value,
+        TOO_MANY_FAILURES,
+        [(b"retry-after", b"%d" % wait)],
+    )
+
+
 def unavailable() -> Answer:
     """It cannot be told right now; why is in the log."""
     return problem(
         503,
         Reason.UNAVAILABLE.value,
         "The key cannot be checked right now. Try again in a moment.",
-        [(b"retry-after", b"%d" % _RETRY_SECONDS)],
+        [(b"retry-after", b"%d" % RETRY_SECONDS)],
     )
 
 
@@ -102,8 +110,15 @@ def limited(decision: Decision) -> Answer:
     return problem(429, Reason.RATE_LIMITED.value, detail, headers)
 
 
-def refusal(verdict: Verdict) -> Answer:
-    """What the sender of a refused credential is told; all 401s are the same bytes."""
+def refusal(verdict: Verdict, wait: int = 0) -> Answer:
+    """What the sender of a refused credential is told; all 401s are the same bytes.
+
+    Args:
+        verdict: why it is refused.
+        wait: what :meth:`.KeyManager.wait_after` said.
+    """
+    if wait:
+        return too_many_failures(wait)
     reason = verdict.reason
     status = OUTCOMES[reason].status
     if status == 401:

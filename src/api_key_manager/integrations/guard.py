@@ -6,7 +6,8 @@ A face (ASGI, WSGI, a FastAPI dependency) asks three times::
     if presented.request is not None:               # signed: the body counts
         presented = guard.present(call, body)
     verdict = await manager.verify_presented(presented)
-    headers = guard.passed(verdict)                 # or RefusedError
+    wait = manager.wait_after(presented, verdict)
+    headers = guard.passed(verdict, wait)           # or RefusedError
 """
 
 from __future__ import annotations
@@ -151,14 +152,18 @@ class Guard:
                 raise RefusedError(too_large(self.max_body))
         return presented
 
-    def passed(self, verdict: Verdict) -> Headers:
+    def passed(self, verdict: Verdict, wait: int) -> Headers:
         """The headers that go with the app's answer.
+
+        Args:
+            verdict: on the request's credential.
+            wait: how long its sender has to, having failed too often; in seconds.
 
         Raises:
             RefusedError: the verdict is no acceptance.
         """
         if not verdict.valid:
-            raise RefusedError(refusal(verdict))
+            raise RefusedError(refusal(verdict, wait))
         if verdict.scheme == "request" and not verdict.body_verified:
             # A face that forgot the body must not become one that lets every body pass.
             raise RuntimeError("a signed request was judged without its body")

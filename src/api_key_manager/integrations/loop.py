@@ -53,14 +53,14 @@ class ManagerThread:
         self._end: asyncio.Event | None = None
         self._closed = False
 
-    def verify(self, presented: Presented) -> Verdict:
-        """The verdict, from any thread.
+    def verify(self, presented: Presented) -> tuple[Verdict, int]:
+        """The verdict, from any thread, and how long its sender has to wait, in seconds.
 
         Raises:
             StorageError: there is none: the manager could not be opened, or is closed.
         """
         loop, manager = self._running()
-        asked = manager.verify_presented(presented)
+        asked = _verify(manager, presented)
         try:
             waiting = asyncio.run_coroutine_threadsafe(asked, loop)
         except RuntimeError:  # the loop has just ended
@@ -122,6 +122,11 @@ class ManagerThread:
             self._ready.set()
             await self._end.wait()
             self._manager = None
+
+
+async def _verify(manager: KeyManager, presented: Presented) -> tuple[Verdict, int]:
+    verdict = await manager.verify_presented(presented)
+    return verdict, manager.wait_after(presented, verdict)
 
 
 def _before_exit(call: Callable[[], None]) -> None:

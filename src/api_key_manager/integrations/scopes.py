@@ -142,7 +142,8 @@ async def judge(
         presented = guard.present(call, body) or presented
     judging = manager()
     verdict = await judging.verify_presented(presented)
-    return Judgement(verdict, guard.passed(verdict), judging)
+    wait = judging.wait_after(presented, verdict)
+    return Judgement(verdict, guard.passed(verdict, wait), judging)
 
 
 def call_of(scope: Scope) -> Call:

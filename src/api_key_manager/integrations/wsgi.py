@@ -102,10 +102,10 @@ class ApiKeyMiddleware:
             body = _take_body(environ, guard.max_body)
             presented = guard.present(call, body) or presented
         try:
-            verdict = self._thread.verify(presented)
+            verdict, wait = self._thread.verify(presented)
         except StorageError:
             raise RefusedError(unavailable()) from None
-        return verdict, guard.passed(verdict)
+        return verdict, guard.passed(verdict, wait)
 
 
 def _call_of(environ: Environ) -> Call:

@@ -102,7 +102,7 @@ def build_app(deployment: Deployment) -> FastAPI:
     """The server's application on an open deployment, which the caller closes."""
     settings, manager = deployment.settings, deployment.manager
     routes = Routes()
-    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies)
+    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after)
     app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     rows: list[Row] = [
@@ -130,7 +130,7 @@ def build_app(deployment: Deployment) -> FastAPI:
         routes.add("POST", path, "validate")
         # A series that begins at zero shows its first increase.
         _ = deployment.observing.meter.requests["POST", path, 200]
-    routes.open[PATH] = routes.open[BELOW] = Authorize(settings)
+    routes.open[PATH] = routes.open[BELOW] = Authorize(settings, manager.wait_after)
     _add_public(app, routes, system)
     return app
 
@@ -201,7 +201,7 @@ def _add_public(app: FastAPI, routes: Routes, system: System) -> None:
 
     not_ready = {"description": "It cannot serve now, and why.", "model": schemas.NotReady}
     _add(app, "GET", "/healthz", system.health, 200, schemas.Health)
-    _add(app, "GET", "/readyz", system.ready, 200, schemas.Health, {503: not_ready})
+    _add(app, "GET", "/readyz", system.ready, 200, schemas.Ready, {503: not_ready})
     for path, endpoint in (("/healthz", system.health), ("/readyz", system.ready)):
         # Some load balancers ask without wanting to read.
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)

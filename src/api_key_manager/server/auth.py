@@ -7,7 +7,7 @@ change feed as any other key, so that its revocation is seen as fast.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from api_key_manager.core.addresses import Network, client_address
@@ -15,7 +15,13 @@ from api_key_manager.core.exceptions import OUTCOMES
 from api_key_manager.core.models import ADMIN_REALM, Reason, Verdict
 from api_key_manager.core.presented import Presented, present
 from api_key_manager.core.signing import matches
-from api_key_manager.server.errors import ProblemError, forbidden, unauthorized, unavailable
+from api_key_manager.server.errors import (
+    ProblemError,
+    forbidden,
+    too_many_failures,
+    unauthorized,
+    unavailable,
+)
 from api_key_manager.server.exchange import Request, Steps, judged
 from api_key_manager.server.principal import Principal
 
@@ -47,9 +53,16 @@ class Door:
     Args:
         admin_token: ``AKM_ADMIN_TOKEN``, or an empty text.
         proxies: whose ``X-Forwarded-For`` is believed.
+        wait_after: :meth:`.KeyManager.wait_after`.
     """
 
-    def __init__(self, admin_token: str, proxies: Sequence[Network]) -> None:
+    def __init__(
+        self,
+        admin_token: str,
+        proxies: Sequence[Network],
+        wait_after: Callable[[Presented, Verdict], int],
+    ) -> None:
+        self._wait_after = wait_after
         self._proxies = tuple(proxies)
         # Digests are compared, so that not even the length of the token shows in the timing.
         self._env = hashlib.sha256(admin_token.encode()).digest() if admin_token else None
@@ -62,7 +75,7 @@ class Door:
             needed: the scope of the route; ``None`` where there is no route.
 
         Raises:
-            ProblemError: 401, 403 or 503.
+            ProblemError: 401, 403, 429 or 503.
         """
         forwarded = request.head.get(b"x-forwarded-for", ())
         ip = client_address(request.client, forwarded, self._proxies)
@@ -73,26 +86,30 @@ class Door:
             if token is None:
                 raise unauthorized()
             if self._env is None or not matches(hashlib.sha256(token).digest(), self._env):
-                return (yield from _judge(token, needed, ip, request.id))
+                return (yield from self._judge(token, needed, ip, request.id))
             principal = Principal("env", ("admin",), ip, request.id)
         if needed is not None and not principal.may(needed):
             raise forbidden(needed)
         return Admission(principal)
 
-
-def _judge(token: bytes, needed: str | None, ip: str | None, request_id: str) -> Steps[Admission]:
-    presented = present(
-        token=token.decode("latin-1"),
-        ip=ip,
-        permissions=None if needed is None else f"{needed} or admin",
-        realm=ADMIN_REALM,
-        request_id=request_id,
-    )
-    verdict = yield from judged(presented)
-    if verdict.valid and verdict.key is not None:
-        principal = Principal(verdict.key.key_id, verdict.key.permissions, ip, request_id)
-        return Admission(principal, presented, verdict)
-    raise _refusal(verdict.reason, needed)
+    def _judge(
+        self, token: bytes, needed: str | None, ip: str | None, request_id: str
+    ) -> Steps[Admission]:
+        presented = present(
+            token=token.decode("latin-1"),
+            ip=ip,
+            permissions=None if needed is None else f"{needed} or admin",
+            realm=ADMIN_REALM,
+            request_id=request_id,
+        )
+        verdict = yield from judged(presented)
+        if verdict.valid and verdict.key is not None:
+            key = verdict.key
+            principal = Principal(key.key_id, key.permissions, ip, request_id, key.environment)
+            return Admission(principal, presented, verdict)
+        if wait := self._wait_after(presented, verdict):
+            raise too_many_failures(wait)
+        raise _refusal(verdict.reason, needed)
 
 
 def _refusal(reason: Reason, needed: str | None) -> ProblemError:

@@ -16,7 +16,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -25,11 +25,11 @@ from api_key_manager.config import Settings
 from api_key_manager.core.addresses import client_address
 from api_key_manager.core.credentials import CREDENTIAL_HEADERS, Fields, credential, is_signed
 from api_key_manager.core.exceptions import OUTCOMES, ValidationError
-from api_key_manager.core.limits import ratelimit_headers
+from api_key_manager.core.limits import ratelimit_headers, whole_seconds
 from api_key_manager.core.models import ApiKey, Reason, Verdict, canonical_json
 from api_key_manager.core.permissions import compile_expression
 from api_key_manager.core.presented import Presented, present
-from api_key_manager.server.errors import ProblemError, unavailable
+from api_key_manager.server.errors import ProblemError, too_many_failures, unavailable
 from api_key_manager.server.exchange import Reply, Request, Steps, judged
 from api_key_manager.server.gateways import BELOW, Gateway, Original
 from api_key_manager.server.rules import NEVER, Rules, Wanted, load_rules, plain_path
@@ -52,12 +52,14 @@ class Authorize:
 
     Args:
         settings: the profile, whom to believe, the rules, and which metadata is passed on.
+        wait_after: :meth:`.KeyManager.wait_after`.
 
     Raises:
         ConfigurationError: the rules cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, wait_after: Callable[[Presented, Verdict], int]) -> None:
+        self._wait_after = wait_after
         self._gateway = Gateway(
             settings.AUTHORIZE_PROFILE, settings.trusted_proxies, tls=bool(settings.TLS_CERT)
         )
@@ -78,8 +80,11 @@ class Authorize:
         for name, value in request.headers:
             if name in wanted:
                 fields.setdefault(name, []).append(value)
-        verdict = yield from judged(self._present(request, fields))
+        presented = self._present(request, fields)
+        verdict = yield from judged(presented)
         if verdict.reason is not Reason.VALID or verdict.key is None:
+            if wait := self._wait_after(presented, verdict):
+                raise too_many_failures(wait)
             raise _refusal(verdict)
         headers = self._told(verdict.key)
         if verdict.rate_limit is not None:
@@ -169,13 +174,20 @@ class Authorize:
 
 
 def _without_token(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """The same made malformed; a signed request still says whose it would be."""
-    return {**shown, "token": ""}
+    """The same made malformed; a signed request still says whose it would be, and nothing stays
+    nothing."""
+    return {**shown, "token": ""} if shown else {}
 
 
 def _refusal(verdict: Verdict) -> ProblemError:
     reason, limit = verdict.reason, verdict.rate_limit
     status = OUTCOMES[reason].status
+    if reason is Reason.QUOTA_EXCEEDED and verdict.quota is not None:
+        wait = whole_seconds(verdict.quota.retry_after)
+        return ProblemError(
+            status, reason.value, f"Refused: {OUTCOMES[reason].message}.",
+            headers=[(b"retry-after", b"%d" % wait)] if wait else (),
+        )  # fmt: skip
     if status in (403, 429):
         return ProblemError(
             status, reason.value, f"Refused: {OUTCOMES[reason].message}.",

@@ -30,6 +30,12 @@ from api_key_manager.core.exceptions import (
     ValidationError,
     VaultError,
 )
+from api_key_manager.core.problems import (
+    PROBLEM_TYPE,
+    RETRY_SECONDS,
+    TOO_MANY_FAILURES,
+    problem_document,
+)
 
 __all__ = [
     "PROBLEM_TYPE",
@@ -38,12 +44,10 @@ __all__ = [
     "ProblemError",
     "forbidden",
     "problem_of",
+    "too_many_failures",
     "unauthorized",
     "unavailable",
 ]
-
-PROBLEM_TYPE: Final = "application/problem+json"
-RETRY_SECONDS: Final = 1
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -80,13 +84,7 @@ class ProblemError(Exception):
 
     def body(self, request_id: str | None) -> bytes:
         """The document. A 401 leaves the request id out: all of them are the same bytes."""
-        document: dict[str, Any] = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-            "reason": self.reason,
-        }
+        document = problem_document(self.status, self.reason, self.detail)
         if self.field is not None:
             document["field"] = self.field
         if request_id is not None and self.status != HTTPStatus.UNAUTHORIZED:
@@ -101,6 +99,16 @@ def unauthorized() -> ProblemError:
         "unauthorized",
         "An admin token is needed: Authorization: Bearer <token>.",
         headers=[(b"www-authenticate", b"Bearer")],
+    )
+
+
+def too_many_failures(wait: int) -> ProblemError:
+    """Instead of a 401, whatever that was for; ``wait`` in seconds."""
+    return ProblemError(
+        429,
+        Reason.RATE_LIMITED.value,
+        TOO_MANY_FAILURES,
+        headers=[(b"retry-after", b"%d" % wait)],
     )
 
 
@@ -157,7 +165,9 @@ _SLUGS: Final = {
     415: "unsupported_media_type",
 }
 
-_read_field = re.compile(r"([a-z_]+(?:\[\d+\](?:\.[a-z_]+)?)?): ").match
+_read_field = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)?): ").match
+# Members that are objects with members of their own.
+_OBJECTS: Final = frozenset({"quota"})
 
 
 def problem_of(error: Exception) -> ProblemError:
@@ -213,6 +223,6 @@ def _field_of(location: Sequence[str | int]) -> str:
     for before, part in itertools.pairwise(rest):
         if type(part) is int:
             inner += f"[{part}]"
-        elif type(before) is int:
+        elif type(before) is int or before in _OBJECTS:
             inner += f".{part}"[:65]
     return f"{rest[0]}"[:64] + inner

@@ -18,6 +18,10 @@ _KEY: Final[dict[str, Any]] = {
     "permissions": ["invoices.*"],
     "ip_allowlist": ["10.0.0.0/8"],
     "rate_limits": [{"name": "minute", "limit": 600, "window_seconds": 60}],
+    "quota": {
+        "limit": 1000, "refill": "monthly", "hour": 6, "zone": "Europe/Berlin",
+        "shared_by_owner": False, "spent": 12,
+    },
     "min_scheme": "timestamped",
     "active": True,
     "state": "active",
@@ -29,11 +33,12 @@ _KEY: Final[dict[str, Any]] = {
     "revoked_at": None,
     "revoke_reason": None,
     "last_used": None,
-}
+}  # fmt: skip
 _TOKEN: Final[dict[str, Any]] = {
     "key_id": "4Zr1bJt8Qm0WcXyK",
     "name": "gateway",
     "scopes": ["validate"],
+    "environment": None,
     "ip_allowlist": [],
     "active": True,
     "state": "active",
@@ -55,6 +60,7 @@ _ANSWER: Final[dict[str, Any]] = {
     "expires_at": None,
     "rate_limit": None,
     "body_verified": None,
+    "quota": {"limit": 1000, "remaining": 988, "resets_at": _AT},
 }
 _EVENT: Final[dict[str, Any]] = {
     "timestamp": _AT,
@@ -96,8 +102,10 @@ EXAMPLES: Final[dict[str, Any]] = {
         },
         "audit_queue": 0,
         "uptime_seconds": 12.5,
+        "environments": None,
     },
     "Health": {"status": "ok"},
+    "Ready": {"status": "ready"},
     "NotReady": {
         "type": "about:blank",
         "title": "Service Unavailable",

@@ -3,7 +3,7 @@
 The steps are a generator. It yields what it needs (credentials judged, the body, a pause) and
 returns the answer. :class:`Exchange` takes it as far as it goes without waiting, which is all
 the way for nearly every hot request, and waits only for the rest. So the ASGI app and the HTTP
-protocol run the same steps, and one that had to stop is taken up by the other where it stood.
+protocol run the same steps.
 """
 
 from __future__ import annotations

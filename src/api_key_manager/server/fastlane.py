@@ -1,10 +1,9 @@
-"""The fast lane: a hot request that needs no I/O is answered within the read that completes it.
+"""The fast lane: a hot request is answered within the read that completes it, if it needs no I/O.
 
 No ASGI scope, no task, no queue stands between the socket and the steps of
-:mod:`api_key_manager.server.front`. Whatever is unusual goes the ASGI way, before or after those
-steps have begun; both ways run the same steps, and their answers differ in date and request id
-only. While the app works at an answer, whatever comes behind it goes the ASGI way too, which
-keeps the order.
+:mod:`api_key_manager.server.front`. Where those have to wait, a task awaits the rest of them, one
+per connection, and whatever comes behind it goes the ASGI way, in its turn. So does whatever is
+unusual; both ways run the same steps, and their answers differ in date and request id only.
 """
 
 from __future__ import annotations
@@ -13,13 +12,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from api_key_manager.server.exchange import JSON, Reply
-from api_key_manager.server.protocol import BoundedProtocol
+from api_key_manager.server.protocol import HEAD_SECONDS, NEVER, BoundedProtocol
 from api_key_manager.server.responses import COMMON
-from api_key_manager.server.visits import VISIT
 
 if TYPE_CHECKING:
     from api_key_manager.server.errors import Headers, ProblemError
@@ -44,6 +46,7 @@ def _lines(headers: Headers) -> bytes:
 
 
 _COMMON: Final = _lines(COMMON)
+_NOBODY_WAITS: Final = asyncio.Event()
 _usual: Final[list[Any]] = [None, b""]
 """uvicorn's headers of all answers, and the usual answer's start with them."""
 
@@ -85,6 +88,17 @@ class _Last(NamedTuple):
         return "_Last()"  # the head holds credentials
 
 
+class _Waiting(RequestResponseCycle):
+    """A request of this lane that waits for I/O, as uvicorn knows those of the app: to it the
+    connection is busy, and what comes behind is put off until this one is answered."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+        self.disconnected = self.response_started = self.response_complete = False
+        self.more_body = False
+        self.message_event = _NOBODY_WAITS
+
+
 class FastProtocol(BoundedProtocol):
     """Answers hot requests for ``config.app.front`` itself."""
 
@@ -101,7 +115,7 @@ class FastProtocol(BoundedProtocol):
         self._last: _Last | None = None
         self._outbox = _outboxes.setdefault(self.server_state, _Outbox())
         self._out: list[bytes] = []
-        self._begun: Visit | None = None
+        self._waits = False
 
     def data_received(self, data: bytes) -> None:
         # Clients that keep a connection send the same head again and again: what was read from it,
@@ -112,6 +126,7 @@ class FastProtocol(BoundedProtocol):
                 len(data) == last.size
                 and data.startswith(last.head)
                 and self._rests
+                and not self._waits
                 and not self.flow.write_paused
             ):
                 request_id, outcome = self._front.again(last.visit, data[len(last.head) :])
@@ -125,7 +140,9 @@ class FastProtocol(BoundedProtocol):
                 if isinstance(outcome, Reply):
                     self._answer(outcome, request_id)
                     return
-                self._begun = outcome
+                if outcome is not None:
+                    self._wait(outcome)
+                    return
             self._last = None
         self._whole = data if self._rests else b""
         super().data_received(data)
@@ -158,9 +175,8 @@ class FastProtocol(BoundedProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None or not self._is_fast():
-            self._leave(begun)
+        if not self._is_fast():
+            self._leave()
             return
         self._head_ends()
         self._deadline = self.loop.time() + _BODY_SECONDS
@@ -185,11 +201,38 @@ class FastProtocol(BoundedProtocol):
         )  # fmt: skip
         reply = self._front.advance(visit)
         if reply is None:
-            self._leave(visit)
-            super().on_message_complete()
+            self._wait(visit)
         else:
             self._answer(reply, visit.request.id)
-            self._remember(visit, body)
+        self._remember(visit, body)
+
+    def _wait(self, visit: Visit) -> None:
+        """Answer once that can be done; whatever comes before that goes the ASGI way, in turn."""
+        self.cycle = waiting = _Waiting(keep_alive=self._keep_alive)
+        self._waits = self._rests = self._moved = True
+        self._deadline = NEVER
+        # A task, as there are libraries that cannot wait without one; uvicorn waits for these
+        # before it stops.
+        task = self.loop.create_task(self._finish(visit, waiting))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _finish(self, visit: Visit, waiting: _Waiting) -> None:
+        try:
+            reply = await self._front.finish(visit)
+        except BaseException:  # it was cancelled: the server does not wait any longer
+            self.transport.close()
+            raise
+        self._waits, waiting.response_complete = False, True
+        if self.transport.is_closing():
+            return
+        rests, self._keep_alive = self._rests, waiting.keep_alive
+        self._answer(reply, visit.request.id)
+        self._rests = rests
+        if self._in_head:
+            self._deadline = self.loop.time() + HEAD_SECONDS
+        if self.pipeline and not self.transport.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
 
     def _remember(self, visit: Visit, body: bytes) -> None:
         """Keep the head of a request that came whole and alone."""
@@ -217,14 +260,12 @@ class FastProtocol(BoundedProtocol):
         )
         return self.parser.get_method() != b"HEAD"
 
-    def _leave(self, begun: Visit | None = None) -> None:
+    def _leave(self) -> None:
         """Go the ASGI way from the end of the head on."""
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         HttpToolsProtocol.on_message_begin(self)
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
-        if begun is not None:
-            self.scope[VISIT] = begun  # type: ignore[typeddict-unknown-key]  # a scope is open
         super().on_headers_complete()
 
     def _answer(self, reply: Reply, request_id: str) -> None:

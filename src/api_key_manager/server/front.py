@@ -24,7 +24,7 @@ from api_key_manager.server.hot import validate, validate_now, validate_read
 from api_key_manager.server.principal import PRINCIPAL
 from api_key_manager.server.responses import Response
 from api_key_manager.server.routes import Routes
-from api_key_manager.server.visits import VISIT, Outcome, Pass, Visit, new_id, read_head
+from api_key_manager.server.visits import Outcome, Pass, Visit, new_id, read_head
 from api_key_manager.telemetry.logs import request_id as logged_id
 from api_key_manager.telemetry.numbers import BOUNDS
 
@@ -42,6 +42,8 @@ _PATH_SHOWN: Final = 200
 
 class Front:
     """Pure ASGI middleware around the app, which also answers hot requests without ASGI.
+
+    ``begin`` or ``again``, then ``advance``, and ``finish`` if that has no answer yet.
 
     Args:
         app: what answers the routes that are not hot.
@@ -120,14 +122,27 @@ class Front:
         return request_id, self.advance(visit) or visit
 
     def advance(self, visit: Visit) -> Reply | None:
-        """The answer, if there is one without waiting; else hand it on to the ASGI app, under
-        :data:`VISIT` in the scope."""
+        """The answer, if there is one without waiting; else :meth:`finish` has it."""
         try:
             outcome = visit.exchange.advance()
         except Exception as error:
             outcome = self._problem(error, visit.request)
         if not isinstance(outcome, Reply):
             return None
+        self._answered(visit, outcome.status, visit.began)
+        return outcome
+
+    async def finish(self, visit: Visit) -> Reply:
+        """The answer to what :meth:`advance` had none for, with whatever I/O that takes. To be run
+        in a task of its own, for its log lines to have the request's id."""
+        request = visit.request
+        logged_id.set(request.id)
+        try:
+            outcome = await visit.exchange.finish(_has_come)
+            if not isinstance(outcome, Reply):
+                raise TypeError("a hot request was not answered by its handler")
+        except Exception as error:
+            outcome = self._problem(error, request)
         self._answered(visit, outcome.status, visit.began)
         return outcome
 
@@ -145,14 +160,11 @@ class Front:
             await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visit: Visit | None = scope.get(VISIT)
-        if visit is None:
-            head = read_head(
-                scope["method"], scope["path"], scope["query_string"], scope["headers"],
-                scope.get("client"), scope.get(PRINCIPAL), scope.get("raw_path"),
-            )  # fmt: skip
-            visit = self._visit(head)
-        request = visit.request
+        request = read_head(
+            scope["method"], scope["path"], scope["query_string"], scope["headers"],
+            scope.get("client"), scope.get(PRINCIPAL), scope.get("raw_path"),
+        )  # fmt: skip
+        visit = self._visit(request)
         scope[REQUEST_ID] = request.id
         logged_id.set(request.id)  # never taken back: each request has a task of its own
         response = Response(send, request.id)
@@ -238,6 +250,11 @@ class Front:
             request.id, request.method, _quoted(request.path), type(error).__name__, where,
             exc_info=error if self._debug else None, extra={"request_id": request.id},
         )  # fmt: skip
+
+
+async def _has_come() -> bytes:
+    """Reads a body, where it is known before anything begins."""
+    raise RuntimeError("the body was not handed over")
 
 
 def _quoted(path: str) -> str:

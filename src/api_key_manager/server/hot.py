@@ -13,9 +13,10 @@ from msgspec import Raw
 from msgspec.structs import asdict
 
 from api_key_manager.core.limits import Decision, whole_seconds
-from api_key_manager.core.models import Verdict
+from api_key_manager.core.models import Verdict, rfc3339
 from api_key_manager.core.policy import OpenKey
 from api_key_manager.core.presented import Presented, present
+from api_key_manager.core.quotas import QuotaState
 from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.exchange import Need, Reply, Steps, judged
 from api_key_manager.server.misfits import misfit, unusable
@@ -23,6 +24,7 @@ from api_key_manager.server.principal import Principal
 from api_key_manager.server.shapes import (
     Answer,
     Answers,
+    QuotaAnswer,
     RateLimitAnswer,
     Validation,
     Validations,
@@ -74,6 +76,7 @@ def validate_now(
         and item.permissions is None
         and item.ip is None
         and item.tags is None
+        and principal.environment is None
     ):
         accepted = manager.accept_now(
             key, signature, timestamp, item.cost or 1, now,
@@ -139,6 +142,7 @@ def _present(item: Validation, principal: Principal, where: str) -> Presented:
         token=item.token, request=None if item.request is None else asdict(item.request),
         ip=item.ip, permissions=item.permissions, cost=item.cost,
         request_id=principal.request_id, tags=tags, actor=principal.id,
+        within=principal.environment,
     )  # fmt: skip
 
 
@@ -160,7 +164,13 @@ def _answer(verdict: Verdict) -> Answer:
         verdict.expires_at,
         None if verdict.rate_limit is None else _rate_limit(verdict.rate_limit),
         verdict.body_verified,
+        None if verdict.quota is None else _quota(verdict.quota),
     )
+
+
+def _quota(state: QuotaState) -> QuotaAnswer:
+    resets_at = None if state.resets_at is None else rfc3339(state.resets_at)
+    return QuotaAnswer(state.limit, state.remaining, resets_at)
 
 
 def _rate_limit(decision: Decision) -> RateLimitAnswer:

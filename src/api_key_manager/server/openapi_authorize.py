@@ -50,7 +50,7 @@ _REFUSALS: Final = {
     "401": ("No valid credential; which part of it is wrong is not told.", ["WWW-Authenticate"]),
     "403": ("A valid key that may not do this, or not from this address.", []),
     "429": (
-        "A rate limit or quota of the key is used up. Without `Retry-After` waiting is no use.",
+        "The key's rate limit or quota is used up, or instead of a 401 after too many from here.",
         ["Retry-After", "RateLimit", "RateLimit-Policy"],
     ),
     "503": ("It cannot be told right now.", ["Retry-After"]),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from starlette.requests import Request
 
 from api_key_manager.core.changing import Origin
 
-__all__ = ["PRINCIPAL", "Principal"]
+if TYPE_CHECKING:
+    from api_key_manager.core.manager import KeyManager
+
+__all__ = ["PRINCIPAL", "Principal", "reach"]
 
 PRINCIPAL: Final = "akm.principal"
 """The ASGI scope key under which the principal stands. No HTTP client can set it; a program that
@@ -20,6 +25,8 @@ class Principal(NamedTuple):
     scopes: tuple[str, ...]
     ip: str | None = None
     request_id: str | None = None
+    environment: str | None = None
+    """The only one whose keys there are for this caller; ``None``: every key."""
 
     @property
     def origin(self) -> Origin:
@@ -28,7 +35,12 @@ class Principal(NamedTuple):
 
     def anew(self, request_id: str) -> Principal:
         """The same caller with another request."""
-        return Principal(self.id, self.scopes, self.ip, request_id)
+        return Principal(self.id, self.scopes, self.ip, request_id, self.environment)
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or "admin" in self.scopes
+
+
+def reach(manager: KeyManager, request: Request) -> KeyManager:
+    """The manager as far as who calls may use it. Every handler goes through here."""
+    return manager.within(request.scope[PRINCIPAL].environment)

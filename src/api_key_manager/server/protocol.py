@@ -32,6 +32,7 @@ __all__ = [
     "MAX_FIELDS",
     "MAX_HEAD",
     "MAX_PIPELINED",
+    "NEVER",
     "UNREAD_SECONDS",
     "BoundedProtocol",
 ]
@@ -46,7 +47,7 @@ HEAD_SECONDS: Final = 15
 UNREAD_SECONDS: Final = 60
 """For so long a client may leave its answers untaken."""
 
-_NEVER: Final = float("inf")
+NEVER: Final = float("inf")
 _CROWDED: Final = ProblemError(
     503, "unavailable", "There are too many connections. Try again in a moment.",
     headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
@@ -117,7 +118,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # Whether the last read held the end of a head.
         self._ended_one = False
         self.headers = []
-        self._deadline = self._unread_until = _NEVER
+        self._deadline = self._unread_until = NEVER
         self._watch: asyncio.TimerHandle | None = None
 
     @property
@@ -153,7 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._unread_until = _NEVER
+        self._unread_until = NEVER
 
     def data_received(self, data: bytes) -> None:
         was_in_head = self._in_head
@@ -241,7 +242,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _TooManyError
         self._in_head = False
         self._moved = self._ended_one = True
-        self._deadline = _NEVER
+        self._deadline = NEVER
 
     def _has_too_many_fields(self) -> bool:
         return len(self.headers) > MAX_FIELDS

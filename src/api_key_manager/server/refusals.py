@@ -5,7 +5,14 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
-from api_key_manager.server.errors import PROBLEM_TYPE, RETRY_SECONDS, unauthorized, unavailable
+from api_key_manager.core.exceptions import Reason
+from api_key_manager.core.problems import (
+    PROBLEM_TYPE,
+    RETRY_SECONDS,
+    TOO_MANY_FAILURES,
+    problem_document,
+)
+from api_key_manager.server.errors import unauthorized, unavailable
 
 __all__ = ["REFUSALS", "Refusal", "refusals_of"]
 
@@ -31,13 +38,7 @@ class Refusal(NamedTuple):
 
     def response(self, status: int) -> dict[str, Any]:
         """As a component of the document."""
-        example = {
-            "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
-            "status": status,
-            "detail": self.detail,
-            "reason": self.reasons[0],
-        }
+        example = problem_document(status, self.reasons[0], self.detail)
         if self.field is not None:
             example["field"] = self.field
         if status != HTTPStatus.UNAUTHORIZED:
@@ -99,6 +100,12 @@ REFUSALS: Final[dict[int, Refusal]] = {
         "limit: a whole number from 1 to 1000 is allowed",
         field="limit",
     ),
+    429: Refusal(
+        "No valid admin token, and too many before it from the same address; a valid one passes.",
+        (Reason.RATE_LIMITED.value,),
+        TOO_MANY_FAILURES,
+        headers=(("Retry-After", True),),
+    ),
     500: Refusal(
         "A defect here; the log has it by `request_id`.",
         ("error",),
@@ -126,7 +133,7 @@ def refusals_of(method: str, operation: dict[str, Any], scope: str | None) -> se
     found: set[int] = set()
     if scope is not None:
         # Whatever the method, a body that is sent is read, and bounded.
-        found |= {401, 403, 408, 413, 415, 500, 503}
+        found |= {401, 403, 408, 413, 415, 429, 500, 503}
         if method in _CHANGES and scope != "validate":
             found.add(409)
     if takes_body:

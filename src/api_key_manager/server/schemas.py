@@ -31,11 +31,15 @@ __all__ = [
     "KeyPage",
     "NotReady",
     "Problem",
+    "Quota",
+    "QuotaIn",
     "RateLimit",
     "RateLimitIn",
+    "Ready",
     "RevokeKey",
     "RevokeKeys",
     "RotateKey",
+    "StatsFilters",
     "Token",
     "TokenFilters",
     "TokenPage",
@@ -123,6 +127,9 @@ class RateLimitIn(_In):
     )
     limit: int = Field(description="1 to 1000000000 requests, also as many at once.")
     window_seconds: int = Field(description="1 to 31536000.")
+    scope: Literal["key", "owner"] | None = Field(
+        None, description="`owner`: all keys of the owner with this limit share it."
+    )
 
 
 class RateLimit(BaseModel):
@@ -133,6 +140,34 @@ class RateLimit(BaseModel):
     name: str
     limit: int
     window_seconds: int
+    scope: Literal["owner"] | None = Field(None, description="Only there for a shared limit.")
+
+
+class QuotaIn(_In):
+    """So many credits per period."""
+
+    limit: int = Field(description="1 to 1000000000000000 credits; a request takes its cost.")
+    refill: str = Field(description="daily, monthly (on the first) or never.")
+    hour: int = Field(0, description="0 to 23, when it is refilled.")
+    zone: str = Field("UTC", description="Whose hour: a name of the IANA time zone database.")
+    shared_by_owner: bool = Field(
+        False, description="One account for all keys of the owner, environment and refill."
+    )
+
+
+class Quota(BaseModel):
+    """So many credits per period."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int
+    refill: Literal["daily", "monthly", "never"]
+    hour: int
+    zone: str
+    shared_by_owner: bool
+    spent: int | None = Field(
+        description="In this period, with what other nodes hold; null but for one key alone."
+    )
 
 
 class CreateKey(_In):
@@ -150,6 +185,7 @@ class CreateKey(_In):
     rate_limits: list[RateLimitIn] | None = Field(
         None, description="At most 8, with different names. All of them hold."
     )
+    quota: QuotaIn | None = None
     expires_at: Instant | None = None
     min_scheme: MinScheme | None = Field(
         None, description="static, timestamped, timestamped-nonce, request."
@@ -166,6 +202,7 @@ class UpdateKey(_In):
     permissions: Permissions | None = None
     ip_allowlist: Allowlist | None = None
     rate_limits: list[RateLimitIn] | None = None
+    quota: QuotaIn | None = None
     expires_at: Instant | None = None
     min_scheme: MinScheme | None = None
     owner: Name | None = None
@@ -204,6 +241,9 @@ class CreateToken(_In):
 
     scopes: Scopes = Field(description="`admin` opens everything.")
     name: Name | None = None
+    environment: Name | None = Field(
+        None, description="Confines it to the keys of one environment, for good."
+    )
     expires_at: Instant | None = None
     ip_allowlist: Allowlist | None = None
 
@@ -240,6 +280,15 @@ class AuditFilters(_Paged):
     order: Literal["asc", "desc"] = "desc"
 
 
+class StatsFilters(_Query):
+    """Which keys are counted."""
+
+    environment: Name | None = Field(None, description="Count the keys of this one.")
+    by_environment: bool = Field(
+        False, description="Count the keys of each; looks at every key, so not too often."
+    )
+
+
 class Key(BaseModel):
     """A key, its secret redacted."""
 
@@ -260,6 +309,7 @@ class Key(BaseModel):
     permissions: list[str]
     ip_allowlist: list[str]
     rate_limits: list[RateLimit]
+    quota: Quota | None
     min_scheme: str
     active: bool
     state: State
@@ -321,6 +371,7 @@ class Token(BaseModel):
     key_id: Id
     name: str | None
     scopes: list[Scope]
+    environment: str | None = Field(description="The only one that it reaches, if there is one.")
     ip_allowlist: list[str]
     active: bool
     state: State
@@ -377,18 +428,37 @@ class CacheStats(BaseModel):
     max_entries: int
 
 
+class EnvironmentCount(BaseModel):
+    """How many keys of an environment are in each state."""
+
+    environment: str | None = Field(description="Null: keys without one.")
+    active: int
+    disabled: int
+    expired: int
+    revoked: int
+
+
 class Stats(BaseModel):
-    """Counters of this process."""
+    """Counters of this process, whatever the environment, and of keys where asked for."""
 
     cache: CacheStats
     audit_queue: int
     uptime_seconds: float
+    environments: list[EnvironmentCount] | None = Field(
+        description="Null unless asked for; at most a thousand with a name, in its order."
+    )
 
 
 class Health(BaseModel):
     """Alive, or ready."""
 
     status: str
+
+
+class Ready(Health):
+    """It should get requests. ``degraded``: what is away all the same; absent when nothing is."""
+
+    degraded: list[str] | None = None
 
 
 class Problem(BaseModel):

@@ -12,7 +12,15 @@ from msgspec import Meta, Struct
 
 from api_key_manager.core.models import Reason
 
-__all__ = ["Answer", "Answers", "HttpRequest", "RateLimitAnswer", "Validation", "Validations"]
+__all__ = [
+    "Answer",
+    "Answers",
+    "HttpRequest",
+    "QuotaAnswer",
+    "RateLimitAnswer",
+    "Validation",
+    "Validations",
+]
 
 Tag = Annotated[str, Meta(min_length=1, max_length=64, description="Printable characters.")]
 
@@ -55,7 +63,9 @@ class Validation(Struct, forbid_unknown_fields=True, gc=False):
     cost: Annotated[
         Annotated[int, Meta(ge=1, le=1_000_000)] | None,
         Meta(
-            description="How many requests it counts for in the key's rate limits; 1 if left out."
+            description=(
+                "How many requests it counts for in the key's rate limits and quota; 1 if left out."
+            )
         ),
     ] = None
     tags: Annotated[
@@ -91,6 +101,14 @@ class RateLimitAnswer(Struct, gc=False):
     ]
 
 
+class QuotaAnswer(Struct, gc=False):
+    """What is left of the key's quota."""
+
+    limit: int
+    remaining: Annotated[int, Meta(description="Blocks that other processes hold are not in it.")]
+    resets_at: Annotated[str | None, Meta(description="When it is refilled; null when never.")]
+
+
 class Answer(Struct, gc=False):
     """What became of one credential. What is known of a key shows once its secret was proved."""
 
@@ -116,6 +134,9 @@ class Answer(Struct, gc=False):
     body_verified: Annotated[
         bool | None,
         Meta(description="Of a `request`: whether its body was compared with what was signed."),
+    ] = None
+    quota: Annotated[
+        QuotaAnswer | None, Meta(description="Null when the key has none, or it was not asked.")
     ] = None
 
 

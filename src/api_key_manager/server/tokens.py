@@ -14,7 +14,7 @@ from api_key_manager.core.keeping import ReceiptOf
 from api_key_manager.core.models import ADMIN_REALM
 from api_key_manager.server.idempotency import Once, reply
 from api_key_manager.server.keys import origin, sent
-from api_key_manager.server.principal import PRINCIPAL
+from api_key_manager.server.principal import PRINCIPAL, reach
 from api_key_manager.server.schemas import CreateToken, TokenFilters
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Tokens"]
 
 _SHOWN = (
-    "key_id", "ip_allowlist", "active", "state", "created_at", "updated_at", "expires_at",
-    "revoked_at", "last_used",
+    "key_id", "environment", "ip_allowlist", "active", "state", "created_at", "updated_at",
+    "expires_at", "revoked_at", "last_used",
 )  # fmt: skip
 
 
@@ -37,19 +37,20 @@ class Tokens:
         self._once = Once(deployment)
 
     async def create_token(self, request: Request, body: CreateToken) -> Response:
-        """Mint an admin token, shown this once. It cannot hold more than its maker's."""
+        """Mint an admin token, shown this once. It cannot hold or reach more than its maker's."""
         scopes = check_scopes(body.scopes)
         refuse_more(request.scope[PRINCIPAL].scopes, scopes)
         name = check_text("name", body.name)
-        by = origin(request)
+        manager, by = reach(self._manager, request), origin(request)
 
         async def work(receipt: ReceiptOf | None) -> dict[str, Any]:
-            return await self._manager.create_key(
+            return await manager.create_key(
                 kind="bearer",
                 realm=ADMIN_REALM,
                 prefix=self._prefix,
                 metadata={} if name is None else {"name": name},
                 permissions=scopes,
+                environment=body.environment,
                 expires_at=body.expires_at,
                 ip_allowlist=body.ip_allowlist,
                 by=by,
@@ -58,14 +59,17 @@ class Tokens:
 
         return await self._once.run(request, 201, work, _created)
 
-    async def list_tokens(self, filters: Annotated[TokenFilters, Query()]) -> Response:
+    async def list_tokens(
+        self, request: Request, filters: Annotated[TokenFilters, Query()]
+    ) -> Response:
         """Admin tokens in the order of their ids, page by page."""
-        page = await self._manager.find_keys(realm=ADMIN_REALM, **sent(filters))
+        page = await reach(self._manager, request).find_keys(realm=ADMIN_REALM, **sent(filters))
         return reply({**page, "items": [_shown(key) for key in page["items"]]})
 
     async def revoke_token(self, request: Request, key_id: str) -> Response:
         """End an admin token for good."""
-        await self._manager.revoke_key(key_id, realm=ADMIN_REALM, by=origin(request))
+        manager = reach(self._manager, request)
+        await manager.revoke_key(key_id, realm=ADMIN_REALM, by=origin(request))
         return Response(status_code=204)
 
 

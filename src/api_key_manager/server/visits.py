@@ -18,10 +18,7 @@ from api_key_manager.server.routes import HotHandler, OpenHandler
 if TYPE_CHECKING:
     from api_key_manager.telemetry.numbers import Durations
 
-__all__ = ["VISIT", "Outcome", "Pass", "Visit", "new_id", "read_head"]
-
-VISIT: Final = "akm.visit"
-"""The ASGI scope key of a request that was begun outside: what ``Front.begin`` gave."""
+__all__ = ["Outcome", "Pass", "Visit", "new_id", "read_head"]
 
 _LOOKED_AT: Final = frozenset(
     {

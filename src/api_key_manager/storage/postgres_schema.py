@@ -14,7 +14,7 @@ from api_key_manager.storage.postgres import (
     only_primary,
     storage_error,
 )
-from api_key_manager.storage.schema import HEAD, check_version
+from api_key_manager.storage.schema import HEAD, KNOWN, check_version
 
 __all__ = ["current_of", "name_of", "upgrade_at"]
 
@@ -52,23 +52,35 @@ async def current_of(url: str) -> str | None:
             if "alembic_version" in tables
             else None
         )
+        bearable = version in (None, *KNOWN) or await _least(connection) in KNOWN
     except ERRORS as error:
         raise storage_error(error) from None
     finally:
         connection.terminate()
-    return check_version(name_of(url), tables, version)
+    return check_version(name_of(url), tables, version, bearable=bearable)
+
+
+async def _least(connection: Any) -> str | None:
+    """The oldest schema whose code may run on this database, where it says so."""
+    try:
+        least: str | None = await connection.fetchval("SELECT least_schema FROM deployment")
+    except (asyncpg.UndefinedColumnError, asyncpg.UndefinedTableError):
+        return None
+    return least
 
 
 async def upgrade_at(url: str) -> bool:
     """Run the migrations that are missing, in one transaction; says whether there were any.
 
-    Of several nodes that start at once one migrates, and the others wait for it.
+    A newer schema that this code may run on is left as it is. Of several nodes that start at once
+    one migrates, and the others wait for it.
 
     Raises:
         ConfigurationError: it is no database of this software, or a newer one.
         StorageError: it cannot be read or changed.
     """
-    if await current_of(url) == HEAD:
+    found = await current_of(url)
+    if found is not None and (found == HEAD or found not in KNOWN):
         return False
     # Slow to import, and needed once per schema version.
     from sqlalchemy import exc, text

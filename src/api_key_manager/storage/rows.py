@@ -15,6 +15,7 @@ from api_key_manager.core.models import (
     Use,
     canonical_json,
 )
+from api_key_manager.core.quotas import Quota
 
 __all__ = [
     "KEY_COLUMNS",
@@ -37,7 +38,7 @@ VERSION_COLUMNS = [c for c in key_versions.columns if c.name != "key_id"]
 _KEY_NAMES = tuple(c.name for c in KEY_COLUMNS)
 _SECURITY_NAMES = tuple(n for n in _KEY_NAMES if n not in ("last_used_at", "static_used_at"))
 _VERSION_NAMES = tuple(c.name for c in VERSION_COLUMNS)
-_LISTS = ("permissions", "ip_allowlist", "rate_limits")
+_LISTS = ("permissions", "ip_allowlist")
 
 
 def key_values(record: ApiKey) -> dict[str, Any]:
@@ -45,6 +46,8 @@ def key_values(record: ApiKey) -> dict[str, Any]:
     values = {name: getattr(record, name) for name in _SECURITY_NAMES}
     for name in _LISTS:
         values[name] = canonical_json(list(values[name]))
+    values["rate_limits"] = canonical_json(record.written_limits)
+    values["quota"] = None if record.quota is None else canonical_json(list(record.quota))
     deleted = record.deleted_at is not None
     values["next_end_at"] = None if deleted else record.next_end
     return values
@@ -55,13 +58,15 @@ def key_from(row: tuple[Any, ...], versions: tuple[KeyVersion, ...]) -> ApiKey:
     (
         key_id, kind, created_at, updated_at, realm, prefix, owner, environment, metadata_json,
         permissions, ip_allowlist, rate_limits, min_scheme, disabled, expires_at, expired,
-        revoked_at, revoked, revoke_reason, deleted_at, revision, mac, last_used_at, static_used_at,
+        revoked_at, revoked, revoke_reason, deleted_at, revision, mac, quota, last_used_at,
+        static_used_at,
     ) = row  # fmt: skip
+    own, shared = _limits(rate_limits)
     return ApiKey(
         key_id, kind, created_at, updated_at, versions, realm, prefix, owner, environment,
-        metadata_json, _texts(permissions), _texts(ip_allowlist), _limits(rate_limits), min_scheme,
+        metadata_json, _texts(permissions), _texts(ip_allowlist), own, min_scheme,
         bool(disabled), expires_at, bool(expired), revoked_at, bool(revoked), revoke_reason,
-        deleted_at, revision, mac, last_used_at, static_used_at,
+        deleted_at, revision, mac, _quota(quota), shared, last_used_at, static_used_at,
     )  # fmt: skip
 
 
@@ -75,13 +80,26 @@ def _texts(column: str) -> tuple[str, ...]:
         return (str(column),)
 
 
-def _limits(column: str) -> tuple[RateLimit, ...]:
+def _limits(column: str) -> tuple[tuple[RateLimit, ...], tuple[RateLimit, ...]]:
+    """Those of the key, and those that it shares."""
     if column == "[]":
-        return ()
+        return (), ()
     try:
-        return tuple(RateLimit(*item) for item in json.loads(column))
+        items = [list(item) for item in json.loads(column)]
+        shared = [item for item in items if item[3:] == ["owner"]]
+        own = [item for item in items if item[3:] != ["owner"]]
+        return tuple(RateLimit(*i) for i in own), tuple(RateLimit(*i[:3]) for i in shared)
     except (TypeError, ValueError, RecursionError):
-        return (RateLimit(str(column), 0, 0),)  # as above
+        return (RateLimit(str(column), 0, 0),), ()  # as above
+
+
+def _quota(column: str | None) -> Quota | None:
+    if column is None:
+        return None
+    try:
+        return Quota(*json.loads(column))
+    except (TypeError, ValueError, RecursionError):
+        return Quota(0, "never", zone=str(column))  # as above
 
 
 def version_values(key_id: str, version: KeyVersion) -> dict[str, Any]:

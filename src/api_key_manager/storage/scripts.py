@@ -43,7 +43,7 @@ from api_key_manager.core.models import (
     Page,
     Use,
 )
-from api_key_manager.core.ports import Receipt, Seal
+from api_key_manager.core.ports import MOST_COUNTED, Receipt, Seal
 from api_key_manager.storage.rows import (
     KEY_COLUMNS,
     VERSION_COLUMNS,
@@ -256,15 +256,48 @@ def ending(before: int, limit: int) -> Script[list[ApiKey]]:
     return found
 
 
-def count(realm: str, now: int) -> Script[dict[str, int]]:
-    """How many keys are in each state, in one pass."""
-    c = keys.c
+def _state(now: int) -> ColumnElement[str]:
     # _state_filters() names a state's own condition last; case() takes the first that is true.
     states = ("revoked", "disabled", "expired")
-    state = case(*((_state_filters(s, now)[-1], s) for s in states), else_="active")
+    return case(*((_state_filters(s, now)[-1], s) for s in states), else_="active")
+
+
+def count(realm: str, now: int) -> Script[dict[str, int]]:
+    """How many keys are in each state, in one pass."""
+    c, state = keys.c, _state(now)
     living = (c.realm == realm, c.deleted_at.is_(None))
     rows = yield Statement(select(state, func.count()).where(*living).group_by(state))()
     return {row[0]: row[1] for row in rows}
+
+
+def census(
+    realm: str, now: int, environment: str | None
+) -> Script[dict[str | None, dict[str, int]]]:
+    """How many keys of each environment, or of one, are in each state."""
+    c, state = keys.c, _state(now)
+    living = [c.realm == realm, c.deleted_at.is_(None)]
+    named = (
+        select(c.environment)
+        .where(*living, c.environment.is_not(None))
+        .distinct()
+        .order_by(c.environment)
+        .limit(MOST_COUNTED)
+    )
+    counted: dict[str | None, dict[str, int]] = {}
+    for wanted in (
+        [c.environment == environment]
+        if environment is not None
+        else [c.environment.is_(None), c.environment.in_(named)]
+    ):
+        statement = (
+            select(c.environment, state, func.count())
+            .where(*living, wanted)
+            .group_by(c.environment, state)
+            .order_by(c.environment)
+        )
+        for name, of, number in (yield Statement(statement)()):
+            counted.setdefault(name, {})[of] = number
+    return counted
 
 
 def _keys(after: str | None = None) -> Select[Any]:
@@ -297,6 +330,7 @@ def _key_filters(query: KeyQuery) -> list[ColumnElement[bool]]:
         (c.kind, query.kind),
         (c.owner, query.owner),
         (c.environment, query.environment),
+        (c.environment, query.within),
         (c.prefix, query.prefix),
     ):
         if value is not None:
@@ -332,6 +366,8 @@ def find_audit(query: AuditQuery) -> Script[Page[AuditEvent]]:
         filters.append(c.key_id == query.key_id)
     if query.action is not None:
         filters.append(c.action == query.action)
+    if query.within is not None:
+        filters.append(c.environment == query.within)
     if query.since is not None:
         filters.append(c.at >= query.since)
     if query.until is not None:

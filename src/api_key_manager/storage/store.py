@@ -45,7 +45,7 @@ class SqlStore:
     ) -> None:
         self.driver = driver
         self.observe = observe
-        self._announce = announce
+        self.announce = announce
 
     @reads
     async def load(self, key_ids: Sequence[str]) -> list[ApiKey | None]:
@@ -56,7 +56,7 @@ class SqlStore:
         self, changes: Sequence[Change], seal: Seal, receipt: Receipt | None = None
     ) -> list[ApiKey]:
         done = await self.driver.write(scripts.apply, changes, seal, receipt)
-        self._announce()
+        self.announce()
         return done
 
     @reads
@@ -74,6 +74,12 @@ class SqlStore:
     @reads
     async def count(self, realm: str, now: int) -> dict[str, int]:
         return await self.driver.read_aside(scripts.count, realm, now)
+
+    @reads
+    async def census(
+        self, realm: str, now: int, environment: str | None = None
+    ) -> dict[str | None, dict[str, int]]:
+        return await self.driver.read_aside(scripts.census, realm, now, environment)
 
     @writes
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:

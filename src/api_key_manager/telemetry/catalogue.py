@@ -20,7 +20,8 @@ class Metric(NamedTuple):
     Attributes:
         kind: of the metric.
         told: the help text.
-        labels: their names; no value of them may be for callers to choose.
+        labels: their names; no value of them may be for callers to choose, and of what operators
+            choose only so many are shown.
         across: what is shown of several workers: their sum, one series per worker with its
             number as the label ``worker``, or only what the answering one says.
     """
@@ -40,7 +41,15 @@ METRICS: Final[Mapping[str, Metric]] = {
         "counter", "Verdicts on callers' credentials, each of a batch counted.",
         ("reason", "scheme"),
     ),
+    "akm_environment_validations_total": Metric(
+        "counter",
+        "Verdicts on credentials of keys with an environment, of which the secret was proved.",
+        ("environment", "result"),
+    ),
     "akm_admin_token_refusals_total": Metric("counter", "Refused admin tokens.", ("reason",)),
+    "akm_failures_slowed_total": Metric(
+        "counter", "Refused credentials that were answered 429, as their address fails too often."
+    ),
     "akm_nonces_refused_total": Metric(
         "counter", "Nonces that were replayed, or could not be claimed.", ("reason",)
     ),
@@ -56,6 +65,17 @@ METRICS: Final[Mapping[str, Metric]] = {
     ),
     "akm_record_cache_evictions_total": Metric("counter", "Records that made room for others."),
     "akm_record_cache_entries": Metric("gauge", "Records in memory."),
+    "akm_shared_records_total": Metric(
+        "counter", "Records that memory did not have and Redis was asked for.", ("result",)
+    ),
+    "akm_redis_up": Metric("gauge", "1 while Redis answers.", (), "worker"),
+    "akm_redis_calls_total": Metric("counter", "Calls to Redis."),
+    "akm_redis_failures_total": Metric(
+        "counter", "Calls to Redis that had no answer, or were refused."
+    ),
+    "akm_rate_limit_undecided_total": Metric(
+        "counter", "Credentials that ON_LIMITER_OUTAGE decided, since Redis could not."
+    ),
     "akm_audit_queue_events": Metric("gauge", "Events that wait to be written."),
     "akm_audit_queue_refusals_total": Metric(
         "counter", "Validations that were unavailable since the audit queue had no room for them."

@@ -7,7 +7,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from api_key_manager.core.exceptions import ConfigurationError, EncryptionError
-from api_key_manager.core.ports import Feed, IdempotencyStore, KeyStore, NonceStore, SecretBox
+from api_key_manager.core.ports import (
+    Feed,
+    IdempotencyStore,
+    KeyStore,
+    NonceStore,
+    QuotaStore,
+    SecretBox,
+)
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey, WrappedKey
 from api_key_manager.storage import Driver, scripts
 from api_key_manager.wiring.supervisor import Work
@@ -37,6 +44,7 @@ class Backend:
     name: str
     master_key: str
     nonces: NonceStore | None = None
+    quotas: QuotaStore | None = None
     box: SecretBox | None = None
     origin: str | None = None
     feed: Feed | None = None

@@ -10,6 +10,7 @@ from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.memory import MemoryIdempotency, MemoryStore
 from api_key_manager.storage import SqliteDriver, SqliteFeed, SqliteStore, SqlNonceStore, upgrade
+from api_key_manager.storage.quotas import SqlQuotaStore
 from api_key_manager.wiring.backend import Backend, open_box
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import database_path, find_master_key
@@ -55,7 +56,8 @@ async def _on_sqlite(
         observe = observing.meter.operation
         store = SqliteStore(driver, observe=observe)
         return Backend(
-            store, store, str(path), where, SqlNonceStore(driver, observe=observe), box, origin,
+            store, store, str(path), where, SqlNonceStore(driver, observe=observe),
+            SqlQuotaStore(driver, observe=observe), box, origin,
             SqliteFeed(driver),
         )  # fmt: skip
     except BaseException:

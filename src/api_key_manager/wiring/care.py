@@ -18,7 +18,7 @@ from api_key_manager.core.exceptions import (
 )
 from api_key_manager.core.records import open_record
 from api_key_manager.storage import SqliteDriver, SqlStore, scripts
-from api_key_manager.storage.schema import HEAD, current
+from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
 from api_key_manager.wiring.places import database_path
 
@@ -48,6 +48,8 @@ async def upgrade(settings: Settings) -> str:
     name, before = await _schema(settings)
     async with open_deployment(settings, background=False):
         pass
+    if before is not None and before not in KNOWN:
+        return f"{name} has the newer schema {before}, on which this version can run as well"
     if before == HEAD:
         return f"{name} is up to date (schema {HEAD})"
     return f"{name}: schema {before} -> {HEAD}" if before else f"{name} was made (schema {HEAD})"
@@ -122,13 +124,13 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("error", "database", f"there is no database at {path}")
         return
     try:
-        name, _ = await _schema(settings)
+        name, schema = await _schema(settings)
     except (ConfigurationError, StorageError) as error:
         yield Finding("error", "database", str(error))
         return
     try:
         async with open_deployment(settings, create=False, background=False) as deployment:
-            yield Finding("ok", "database", f"{name}, schema {HEAD}")
+            yield Finding("ok", "database", f"{name}, schema {schema}")
             yield Finding("ok", "master key", f"{deployment.master_key} opens the database")
             for finding in _files(settings, path, deployment):
                 yield finding

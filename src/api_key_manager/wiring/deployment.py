@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from api_key_manager.cache import Follower
+from api_key_manager.cache import Follower, Window
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.core.manager import KeyManager
@@ -19,6 +19,7 @@ from api_key_manager.core.validator import AsyncAPIKeyValidator
 from api_key_manager.storage import SqlNonceStore, SqlStore
 from api_key_manager.storage.feed import prune as prune_feed
 from api_key_manager.storage.idempotency import prune as prune_requests
+from api_key_manager.storage.quotas import prune_quotas
 from api_key_manager.wiring.backend import Backend
 from api_key_manager.wiring.backends import open_backend
 from api_key_manager.wiring.exposition import Exposition
@@ -30,6 +31,7 @@ from api_key_manager.wiring.limits import (
 )
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import key_path
+from api_key_manager.wiring.redis import SharedByRedis, share_by_redis
 from api_key_manager.wiring.supervisor import Supervisor, every
 from api_key_manager.wiring.worker import Worker
 
@@ -38,6 +40,7 @@ __all__ = ["Deployment", "open_deployment", "open_manager"]
 _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
+_CREDITS_SECONDS = 1.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 
@@ -49,6 +52,8 @@ class Deployment:
         settings: what it was made from.
         manager: ready for use.
         backend: its stores.
+        window: the last changes that it has read.
+        shared: what it shares with other processes by Redis, if it does.
         idempotency: requests that may be sent again.
         database: where the data is, in words.
         master_key: where the master key is, in words.
@@ -64,10 +69,14 @@ class Deployment:
         manager: KeyManager,
         backend: Backend,
         observing: Observing,
+        window: Window,
+        shared: SharedByRedis | None,
     ) -> None:
         self.settings = settings
         self.manager = manager
         self.backend = backend
+        self.window = window
+        self.shared = shared
         self.idempotency = backend.idempotency
         self.database = backend.name
         self.master_key = backend.master_key
@@ -79,7 +88,7 @@ class Deployment:
         self._sweeps = True
         self.observing = observing
         self.exposition = Exposition(
-            manager, observing.meter, lambda: not self.problems(), observing.worker
+            manager, observing.meter, lambda: not self.problems(), observing.worker, shared
         )
 
     def problems(self) -> list[str]:
@@ -90,6 +99,10 @@ class Deployment:
         if self._audit_problem is not None:
             found.append(self._audit_problem)
         return found
+
+    def degraded(self) -> list[str]:
+        """What is away though requests are answered all the same, as the settings say."""
+        return [] if self.shared is None else self.shared.problems()
 
     async def flush(self) -> None:
         """Write what waits for the audit log; when that fails, it waits on."""
@@ -119,6 +132,10 @@ class Deployment:
         else:
             self._sweeps = True
 
+    async def give_back_credits(self) -> None:
+        """Return credits of quotas that lie idle here."""
+        await self.manager.credits.give_back_idle(self.manager.clock())
+
     async def mint_first_token(self, *, on_terminal: bool) -> None:
         """Mint the admin token that a database gets once, unless one comes from the settings.
 
@@ -141,6 +158,7 @@ class Deployment:
         """Stop what runs, write what waits, let go of the store."""
         self.manager.close()
         await self.supervisor.stop()
+        await self.manager.credits.close(self.manager.clock())
         try:
             await self.manager.recorder.flush(self.manager.clock(), uses=True)
         except StorageError as error:
@@ -148,6 +166,8 @@ class Deployment:
         if self.observing.publishes:
             await self.exposition.publish(ended=True)
         await self.observing.close()
+        if self.shared is not None:
+            await self.shared.close()
         await self.backend.close()
 
 
@@ -207,10 +227,14 @@ async def open_deployment(
     observing = Observing(worker, opentelemetry=opentelemetry)
     try:
         backend = await open_backend(settings, observing, create=create, background=background)
+        try:
+            deployment = _deployment(settings, backend, observing, background=background)
+        except BaseException:
+            await backend.close()
+            raise
     except BaseException:
         await observing.close()
         raise
-    deployment = _deployment(settings, backend, observing, background=background)
     try:
         if background:
             await _start(deployment)
@@ -222,11 +246,12 @@ async def open_deployment(
 def _deployment(
     settings: Settings, backend: Backend, observing: Observing, *, background: bool
 ) -> Deployment:
-    store = backend.store
+    store, window = backend.store, Window()
     # Without a follower the cache has no lease: every record is read anew.
     cache = RecordCache(
         settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=backend.origin is None
     )
+    shared = share_by_redis(settings, backend, window, cache)
     manager = KeyManager(
         AsyncAPIKeyValidator(
             validation_window_minutes=settings.VALIDATION_WINDOW_MINUTES,
@@ -236,7 +261,10 @@ def _deployment(
         ),
         store=store,
         box=backend.box,
-        nonces=backend.nonces,
+        nonces=backend.nonces if shared is None else shared.nonces,
+        limiter=None if shared is None else shared.limiter,
+        quotas=backend.quotas,
+        load=None if shared is None else shared.records.load,
         prefix=settings.TOKEN_PREFIX,
         nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
         cache=cache,
@@ -245,8 +273,9 @@ def _deployment(
         background=background,
         default_limits=default_limits(settings),
         limits_shared=limits_are_shared(settings, settings.WORKERS),
+        failures_per_minute=settings.FAILED_AUTH_PER_MINUTE,
     )
-    return Deployment(settings, manager, backend, observing)
+    return Deployment(settings, manager, backend, observing, window, shared)
 
 
 async def _start(deployment: Deployment) -> None:
@@ -258,6 +287,7 @@ async def _start(deployment: Deployment) -> None:
             manager.records,
             bound=settings.REVOCATION_BOUND_SECONDS,
             max_stale=settings.max_stale_seconds,
+            window=deployment.window,
         )
         await deployment.follower.catch_up()
         deployment.follower.problem = backend.feed.problem
@@ -266,12 +296,16 @@ async def _start(deployment: Deployment) -> None:
         supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
     for name, work in backend.tasks.items():
         supervisor.start(name, work)
+    if deployment.shared is not None:
+        await deployment.shared.prepare()
+        supervisor.start("wake-ups", deployment.shared.listen)
     observing, publish = deployment.observing, deployment.exposition.publish
     observing.start(deployment.exposition)
     if observing.publishes:
         step = partial(publish, keys=observing.sends)
         supervisor.start("metrics", every(_PUBLISH_SECONDS, step))
     supervisor.start("audit", deployment.keep_flushing)
+    supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
 
 
@@ -281,6 +315,8 @@ async def _prune(deployment: Deployment, store: SqlStore) -> None:
     now = deployment.manager.clock()
     try:
         while await SqlNonceStore(store.driver).prune(now):
+            pass
+        while await store.driver.write(prune_quotas, now):
             pass
         while await store.driver.write(prune_requests, int(now * 1_000_000)):
             pass

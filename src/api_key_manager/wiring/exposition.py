@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.telemetry.numbers import Meter
+    from api_key_manager.wiring.redis import SharedByRedis
     from api_key_manager.wiring.worker import Worker
 
 __all__ = ["Exposition"]
@@ -34,17 +35,24 @@ class Exposition:
         manager, meter: what counts.
         ready: whether this process should get requests.
         worker: which of several processes this is.
+        shared: what it shares with others by Redis, if it does.
 
     Attributes:
         latest: what was read last; never changed afterwards, for other threads.
     """
 
     def __init__(
-        self, manager: KeyManager, meter: Meter, ready: Callable[[], bool], worker: Worker | None
+        self,
+        manager: KeyManager,
+        meter: Meter,
+        ready: Callable[[], bool],
+        worker: Worker | None,
+        shared: SharedByRedis | None = None,
     ) -> None:
         self._manager = manager
         self._meter = meter
         self._ready = ready
+        self._shared = shared
         self._counted = Remembered(self._count_keys, seconds=_KEYS_SECONDS, failures=StorageError)
         self._board = None if worker is None else Board(*worker, clock=boot_clock)
         # One exchange at a time: an older one must not be written over a newer one.
@@ -88,7 +96,11 @@ class Exposition:
             "akm_build_info": {(__version__,): [1]},
             "akm_ready": {(): [int(self._ready())]},
             "akm_validations_total": by_reason,
+            "akm_environment_validations_total": {
+                where: [count] for where, count in tally.environments().items()
+            },
             "akm_admin_token_refusals_total": _labelled(tally.refused_admin_tokens()),
+            "akm_failures_slowed_total": {(): [tally.slowed]},
             "akm_nonces_refused_total": _labelled(tally.refused_nonces()),
             "akm_rate_limit_decisions_total": _labelled(tally.limit_decisions()),
             "akm_record_cache_hits_total": {(): [cache["hits"]]},
@@ -103,9 +115,26 @@ class Exposition:
             **_of_requests(meter.requests),
             **read_process(),
         }
+        if self._shared is not None:
+            read.update(_of_redis(self._shared))
         if keys is not None:
             read["akm_keys"] = _labelled(keys)
         return read
+
+
+def _of_redis(shared: SharedByRedis) -> dict[str, Series]:
+    records, ways = shared.records, shared.connections
+    asked = {
+        "hit": records.hits, "miss": records.misses, "outdated": records.outdated,
+        "bypassed": records.bypassed,
+    }  # fmt: skip
+    return {
+        "akm_shared_records_total": _labelled(asked),
+        "akm_redis_up": {(): [int(not any(way.problem for way in ways))]},
+        "akm_redis_calls_total": {(): [sum(way.calls for way in ways)]},
+        "akm_redis_failures_total": {(): [sum(way.failures for way in ways)]},
+        "akm_rate_limit_undecided_total": {(): [shared.limiter.undecided]},
+    }
 
 
 def _labelled(counts: Mapping[str, int]) -> Series:

@@ -36,7 +36,7 @@ async def refuse_unshared_limits(settings: Settings, workers: int, store: KeySto
     if settings.RATE_LIMIT_ENABLED:
         raise ConfigurationError(
             f"RATE_LIMIT_ENABLED=true does not go with WORKERS={workers}, which would each count"
-            " for themselves: use WORKERS=1, or RATE_LIMIT_ENABLED=false"
+            " for themselves: set REDIS_URL, or use WORKERS=1, or RATE_LIMIT_ENABLED=false"
         )
     if isinstance(store, SqlStore):
         count, one = await store.driver.read(scripts.limited)
@@ -44,6 +44,6 @@ async def refuse_unshared_limits(settings: Settings, workers: int, store: KeySto
             raise ConfigurationError(
                 f"{count} {'key has' if count == 1 else 'keys have'} rate limits ({one}"
                 f"{'' if count == 1 else ', …'}), which WORKERS={workers} would each count for"
-                f" themselves: use WORKERS=1, or take them away with"
+                f" themselves: set REDIS_URL, or use WORKERS=1, or take them away with"
                 f" akm keys update {one} --no-rate-limits"
             )

@@ -13,6 +13,7 @@ from api_key_manager.storage import SqlNonceStore, SqlStore, scripts
 from api_key_manager.storage.postgres import PostgresDriver
 from api_key_manager.storage.postgres_feed import PostgresFeed
 from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
+from api_key_manager.storage.quotas import SqlQuotaStore
 from api_key_manager.wiring.backend import Backend, open_box
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import read_shared_master_key
@@ -44,7 +45,8 @@ async def open_postgres(
         observe = observing.meter.operation
         store = SqlStore(driver, observe=observe)
         nonces = SqlNonceStore(driver, observe=observe)
-        backend = Backend(store, store, name, where, nonces, box, origin)
+        quotas = SqlQuotaStore(driver, observe=observe)
+        backend = Backend(store, store, name, where, nonces, quotas, box, origin)
         if background:
             bound = settings.REVOCATION_BOUND_SECONDS
             following = await PostgresDriver.open(url, connections=1, seconds=bound / 2)

@@ -1,0 +1,1 @@
+"""What a cluster on this machine does, in numbers: `make bench-cluster`."""
