@@ -236,9 +236,7 @@ async def test_a_node_that_starts_meanwhile(shared, trouble, monkeypatch):
     monkeypatch.setattr(postgres_schema, "_CONNECT_SECONDS", 1.0)
     await trouble.begin()
     with pytest.raises(StorageError) as refused:
-        async with asyncio.timeout(3):
-            async with shared.open(**OPTIONS):
-                pass
+        await asyncio.wait_for(shared.open(**OPTIONS).__aenter__(), 3)
     assert "the database cannot be used" in str(refused.value)
     await trouble.end()
 
@@ -292,8 +290,8 @@ async def test_exhausted_pool(shared):
 
 
 async def test_a_lock_that_is_held_hurts_nobody_else(shared):
-    """A change that waits for a lock until its time is up is refused and says why; the server is not
-    taken for one that is away, and reads go on at once."""
+    """A change that waits for a lock until its time is up is refused and says why; the server is
+    not taken for one that is away, and reads go on at once."""
     async with shared.open(**OPTIONS) as node:
         key, cold = [await node.manager.create_key() for _ in range(2)]
         async with locked(

@@ -292,7 +292,8 @@ class PostgresDriver:
                 self._slots.release()
 
     async def _start_over(self, pool: Pool) -> None:
-        """Leave the connections that there are: each may be as dead, and cost somebody a time-out."""
+        """Leave the connections that there are: each may be as dead, and cost somebody a
+        time-out."""
         if pool is not self._pool:
             return
         self._pool = await self._make_pool()  # of no connection yet, so this takes no time
