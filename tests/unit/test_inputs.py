@@ -214,7 +214,7 @@ def test_cursor_round_trip(after: str):
 @pytest.mark.parametrize("after", ["", "a b", "\x00", "k\n", "a" * 129])
 def test_cursor_of_no_key(after: str):
     """Only an id can stand in one: no other text reaches a database, of which some take no NUL."""
-    with pytest.raises(ValidationError, match="^cursor: "):
+    with pytest.raises(ValidationError, match=r"^cursor: "):
         key_query({}, realm="default", cursor=write_cursor(after), limit=1, now=0)
 
 
