@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     good = True
     for name in given.sections or SECTIONS:
         with tempfile.TemporaryDirectory(prefix="akm-bench-", dir=given.folder) as folder:
+            # So that PostgreSQL's own user gets through to its data; the secrets lie behind 0700.
+            Path(folder).chmod(0o711)
             try:
                 good = _run(SECTIONS[name], Path(folder), given) and good
             except ClusterError as error:
