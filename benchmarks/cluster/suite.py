@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     unknown = [name for name in given.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"{unknown[0]}: there are {', '.join(SECTIONS)}")
+    # As Ctrl-C does: whatever was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     good = True
     for name in given.sections or SECTIONS:
         with tempfile.TemporaryDirectory(prefix="akm-bench-", dir=given.folder) as folder:
