@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,9 +51,13 @@ def main(arguments: Sequence[str]) -> int:
     unknown = [name for name in given.sections if name not in SECTIONS]
     if unknown:
         parser.error(f"{unknown[0]}: there are {', '.join(SECTIONS)}")
+    # As Ctrl-C does: whatever was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     good = True
     for name in given.sections or SECTIONS:
         with tempfile.TemporaryDirectory(prefix="akm-bench-", dir=given.folder) as folder:
+            # So that PostgreSQL's own user gets through to its data; the secrets lie behind 0700.
+            Path(folder).chmod(0o711)
             try:
                 good = _run(SECTIONS[name], Path(folder), given) and good
             except ClusterError as error:
