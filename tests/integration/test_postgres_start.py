@@ -139,7 +139,7 @@ def test_one_line_of_a_process(shared):
 
 async def test_a_standby_is_refused(shared, monkeypatch):
     """Nobody follows changes on a standby, which may lag, unless the URL asks for one by name."""
-    from api_key_manager.storage import postgres
+    from api_key_manager.storage import postgres_errors as postgres
 
     assert postgres.only_primary(shared.url) == {"target_session_attrs": "primary"}
     assert postgres.only_primary(shared.url + "?target_session_attrs=any") == {}

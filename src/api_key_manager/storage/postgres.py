@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -18,8 +17,19 @@ from sqlalchemy.engine import Dialect
 
 from api_key_manager.connections import Many, Script
 from api_key_manager.core.exceptions import StorageError
+from api_key_manager.storage.postgres_errors import (
+    AWAY,
+    ERRORS,
+    OPEN,
+    PASSING,
+    SPOILING,
+    check_server,
+    is_lost,
+    only_primary,
+    storage_error,
+)
 
-__all__ = ["ERRORS", "PostgresDriver", "storage_error"]
+__all__ = ["PostgresDriver"]
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -29,60 +39,12 @@ Pool: TypeAlias = "asyncpg.Pool[Any]"
 Connect = Callable[[], Awaitable[Any]]
 Job = Callable[[Any, "_Attempt"], Awaitable[T]]
 
-LEAST_VERSION: Final = 14
 _ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.005
 _AWAY_SECONDS: Final = 0.5
 # The server gives up a little earlier than we do: so it can be told from one that is silent.
 _SERVER_SHARE: Final = 0.9
 _ALIVE_SECONDS: Final = 10.0
-# Of asyncpg, of the network, and of values that cannot be sent. A time-out is an OSError.
-ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    ValueError,
-)
-# Nothing was committed, and the same again may well succeed: another transaction was in the way,
-# or the connection turned out to be gone. Not a statement that took too long.
-_PASSING = (
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.UniqueViolationError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    ConnectionResetError,
-)
-# The server is there, or was a moment ago, and takes nobody: starting, stopping, or silent.
-_AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.InternalClientError)
-# After these a connection is of no use: it waits for an answer, or its server has become a standby.
-_SPOILING = (
-    TimeoutError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InternalClientError,
-)
-# What leaves open whether a commit that was sent was done. After any other answer it was not: so
-# says the server. One that crashes says so to everybody, also to whom it owes a "done".
-_OPEN = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.StatementCompletionUnknownError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-)
-# What operators meet most, in words that say what to do.
-_PLAIN: Final = {
-    "28P01": "it refuses the password",
-    "28000": "it refuses the user, or a connection without TLS",
-    "3D000": "there is no database of that name",
-    "42501": "the user lacks a privilege",
-    "57014": "a statement took too long",
-    "53300": "it has no connection left",
-}
 
 
 class _Passing(Exception):  # noqa: N818 - no error of its own: it carries one
@@ -264,20 +226,20 @@ class PostgresDriver:
         except ERRORS as error:
             if attempt.asked_at is None:
                 raise StorageError("all connections to the database are in use") from None
-            passing = isinstance(error, _PASSING) or (
+            passing = isinstance(error, PASSING) or (
                 connection is not None
                 and isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError)
-                and _is_lost(connection)
+                and is_lost(connection)
             )
-            if isinstance(error, _AWAY) and not passing:
+            if isinstance(error, AWAY) and not passing:
                 # Whose time went into waiting for others has not given the server time to answer.
                 patient = loop.time() - attempt.asked_at >= self._seconds * _SERVER_SHARE
                 if patient or not isinstance(error, TimeoutError):
                     self._away_until = time.monotonic() + _AWAY_SECONDS
                     await self._start_over(pool)
-            if connection is not None and isinstance(error, _SPOILING):
+            if connection is not None and isinstance(error, SPOILING):
                 connection.terminate()
-            if attempt.commit_sent and isinstance(error, _OPEN):
+            if attempt.commit_sent and isinstance(error, OPEN):
                 raise StorageError(
                     "the database went away during a commit, which may or may not have been done",
                     uncertain=True,
@@ -384,54 +346,3 @@ class PostgresDriver:
             await asyncio.wait_for(self._pool.close(), self._seconds)
         except ERRORS:
             self._pool.terminate()
-
-
-def _is_lost(connection: Any) -> bool:
-    """Whether an error that says nothing is because of a connection that ended."""
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:  # it even left the pool for that
-        return True
-
-
-def only_primary(url: str) -> dict[str, str]:
-    """Options that refuse a standby, unless the URL chooses for itself: what a standby says of the
-    change feed may be old, and the revocation bound rests on that."""
-    return {} if "target_session_attrs" in url else {"target_session_attrs": "primary"}
-
-
-def check_server(connection: Any) -> None:
-    """Refuse what is too old.
-
-    Raises:
-        StorageError: it is older than 14.
-    """
-    version = connection.get_server_version().major
-    if version < LEAST_VERSION:
-        raise StorageError(f"PostgreSQL {version} is too old: {LEAST_VERSION} is needed")
-
-
-def storage_error(error: BaseException) -> StorageError:
-    """What there is to say of an error, without an address, a value or a password: PostgreSQL's
-    own messages may quote what they were given."""
-    if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error"))
-        what = f"{_PLAIN.get(error.sqlstate, words.lower())} ({error.sqlstate})"
-    elif isinstance(error, TimeoutError):
-        what = "it did not answer in time"
-    elif isinstance(error, ConnectionRefusedError):
-        what = "nobody listens there"
-    elif isinstance(error, FileNotFoundError):
-        what = "a file that its URL names is not there"
-    elif isinstance(error, OSError) and "rejected SSL" in str(error):
-        what = "it takes no connection with TLS"
-    elif isinstance(error, OSError):
-        # What stands behind it in parentheses is an address, or a place in OpenSSL.
-        what = (error.strerror or "it cannot be reached").partition(" (")[0]
-    elif isinstance(error, asyncpg.ClientConfigurationError):
-        what = "a parameter of its URL, or what it names, is not usable"
-    elif isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        what = "no server there takes changes, only a standby"
-    else:
-        what = "the connection failed"
-    return StorageError(f"the database cannot be used: {what}")

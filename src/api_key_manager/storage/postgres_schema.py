@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from api_key_manager.core.exceptions import StorageError
-from api_key_manager.storage.postgres import (
+from api_key_manager.storage.postgres_errors import (
     ERRORS,
     check_server,
     only_primary,
