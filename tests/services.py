@@ -117,28 +117,29 @@ class Postgres:
     def kill(self) -> None:
         """End every process of it at once, as a machine does that loses power."""
         assert self._process is not None
-        for pid in self._pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._tell(signal.SIGSTOP, signal.SIGKILL)
         self._process.wait(60)
         self._process = None
 
     def freeze(self) -> None:
         """Stop every process of it where it stands."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._tell(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+        self._tell(signal.SIGCONT)
 
-    def _pids(self) -> list[int]:
+    def _tell(self, *signals: signal.Signals) -> None:
+        """The parent first, so that it has no more children afterwards."""
         assert self._process is not None
         parent = self._process.pid
+        os.kill(parent, signals[0])
         children = subprocess.run(
             ["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False
         ).stdout.split()
-        return [parent, *map(int, children)]
+        for each in signals:
+            for pid in [parent, *map(int, children)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, each)
 
     def url(self, database: str = "postgres") -> str:
         return f"postgresql://akm@127.0.0.1:{self.port}/{database}"

@@ -289,6 +289,16 @@ def test_linked_from_somewhere(page: Path):
     assert f"]({page.name}" in others or f"](docs/{page.name}" in others
 
 
+def test_outages_are_proved():
+    """Each row of the table of outages names tests that there are."""
+    tests = ROOT / "tests" / "integration"
+    for cells in rows(read("outages.md"), "what is down"):
+        named = re.findall(r"`(\w+\.py)::(\w+)`", cells[-1])
+        assert named, cells[0]
+        for file, name in named:
+            assert f"def {name}(" in (tests / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
 def test_client_methods():
     """Each method of the API client is in the table, and no other."""
     from api_key_manager.client.operations import Operations

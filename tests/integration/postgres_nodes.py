@@ -90,8 +90,8 @@ _CRASH = b"E" + (len(_CRASH_FIELDS) + 4).to_bytes(4, "big") + _CRASH_FIELDS
 
 
 class Proxy:
-    """A wire to a server. :meth:`cut` makes it lose everything, in silence; :meth:`doom` decides what
-    becomes of one commit."""
+    """A wire to a server. :meth:`cut` makes it lose everything, in silence; :meth:`doom` decides
+    what becomes of one commit."""
 
     def __init__(self, port: int) -> None:
         self._to = port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from api_key_manager.core.presented import Presented
+from api_key_manager.server.hot import validate_now
+from api_key_manager.server.principal import Principal
 from tests.integration.conftest import Api, serving, signed
 
 FOREIGN = "foreign"
@@ -189,6 +193,22 @@ async def test_validating_a_foreign_key(world: World, route: str):
         own = await world.validate(world.token, **shown(world.keys[f"{HERE}-{kind}"]))
         assert own["reason"] == "valid"
         assert own["metadata"] == {"of": HERE}
+
+
+async def test_no_short_cut(world: World):
+    """The short cut of a connection's next requests asks nothing less: a good signature of a
+    foreign key is left to the judge, which knows who asks."""
+    manager, key = world.api.deployment.manager, world.keys["foreign-signed"]
+    body, now = json.dumps(shown(key)).encode(), manager.clock()
+    unconfined = Principal("x", ("admin",))
+    assert isinstance(validate_now(manager, body, unconfined, "r", now), bytes)
+    for environment in (HERE, FOREIGN):
+        confined = Principal("x", ("admin",), environment=environment).anew("r")
+        presented = validate_now(manager, body, confined, "r", now)
+        assert isinstance(presented, Presented)
+        assert presented.within == environment
+        verdict = await manager.verify_presented(presented)
+        assert verdict.reason == ("not_found" if environment == HERE else "valid")
 
 
 async def test_foreign_validation_costs_the_same_reads(world: World):

@@ -15,10 +15,11 @@ import pytest
 
 from api_key_manager.core import Reason
 from api_key_manager.storage import feed, scripts
-from api_key_manager.wiring import Deployment, postgres as wired
+from api_key_manager.wiring import Deployment
+from api_key_manager.wiring import postgres as wired
 from tests.integration.conftest import signed as signed_body
 from tests.integration.places import signed
-from tests.integration.postgres_nodes import MASTER, Shared, ask, eventually, warm
+from tests.integration.postgres_nodes import MASTER, Proxy, Shared, ask, eventually, warm
 from tests.integration.servers import TOKEN, started
 from tests.services import Postgres
 
@@ -72,8 +73,8 @@ async def test_a_revocation_is_announced(shared, rarely):
 
 
 async def test_the_listener_comes_back(shared, rarely, caplog):
-    """A LISTEN connection that is killed is replaced: what was announced meanwhile is found then, and
-    what comes later is announced again. The node stays ready, and the log says so once."""
+    """A LISTEN connection that is killed is replaced: what was announced meanwhile is found then,
+    and what comes later is announced again. The node stays ready, and the log says so once."""
     caplog.set_level(logging.INFO, "api_key_manager")
     async with shared.open(**rarely) as first, shared.open(**rarely) as second:
         keys = [await first.manager.create_key() for _ in range(2)]
@@ -93,7 +94,7 @@ async def test_the_listener_comes_back(shared, rarely, caplog):
         True,
         False,
         False,
-    ]  # noqa: E501
+    ]
 
 
 async def test_a_lost_wake_up_is_a_delay(shared, monkeypatch):
@@ -113,8 +114,6 @@ async def test_a_lost_wake_up_is_a_delay(shared, monkeypatch):
 async def test_a_cut_listener_is_noticed(shared, monkeypatch):
     """A LISTEN connection that no longer carries anything, without having been closed, is given up
     and replaced."""
-    from tests.integration.postgres_nodes import Proxy
-
     monkeypatch.setattr("api_key_manager.storage.postgres._ALIVE_SECONDS", 0.2)
     async with Proxy(shared.server.port).running() as proxy:
         url = shared.url.replace(str(shared.server.port), str(proxy.port))
@@ -133,27 +132,30 @@ def test_processes_see_each_other(shared, tmp_path):
     node = {"DATABASE_URL": shared.url, "AKM_MASTER_KEY": MASTER, "AKM_ADMIN_TOKEN": TOKEN,
             "WORKERS": "2"}  # fmt: skip
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    with started(tmp_path, **node) as one, started(tmp_path, **node) as other:
-        with httpx.Client(headers=headers, timeout=10) as client:
-            key = client.post(f"{one.url}/v1/keys", json={}).raise_for_status().json()
-            for _ in range(20):
-                answer = client.post(f"{other.url}/v1/validate", json=signed_body(key))
-                assert answer.json()["valid"]
-            client.post(f"{one.url}/v1/keys/{key['key_id']}/revoke", json={}).raise_for_status()
-            committed = time.monotonic()
-            refusals = 0
-            while refusals < 20:
-                asked = time.monotonic()
-                # A connection each, so that both workers are asked.
-                answer = httpx.post(
-                    f"{other.url}/v1/validate", json=signed_body(key), headers=headers
-                ).json()
-                if answer["valid"]:
-                    assert asked - committed < 2
-                    refusals = 0
-                else:
-                    assert answer["reason"] == "revoked"
-                    refusals += 1
+    with (
+        started(tmp_path, **node) as one,
+        started(tmp_path, **node) as other,
+        httpx.Client(headers=headers, timeout=10) as client,
+    ):
+        key = client.post(f"{one.url}/v1/keys", json={}).raise_for_status().json()
+        for _ in range(20):
+            answer = client.post(f"{other.url}/v1/validate", json=signed_body(key))
+            assert answer.json()["valid"]
+        client.post(f"{one.url}/v1/keys/{key['key_id']}/revoke", json={}).raise_for_status()
+        committed = time.monotonic()
+        refusals = 0
+        while refusals < 20:
+            asked = time.monotonic()
+            # A connection each, so that both workers are asked.
+            answer = httpx.post(
+                f"{other.url}/v1/validate", json=signed_body(key), headers=headers
+            ).json()
+            if answer["valid"]:
+                assert asked - committed < 2
+                refusals = 0
+            else:
+                assert answer["reason"] == "revoked"
+                refusals += 1
 
 
 TABLES = ("deployment", "keys", "key_versions", "changes")
@@ -168,10 +170,7 @@ def save(shared: Shared) -> None:
 
 def restore(shared: Shared) -> None:
     """What a fail-over to a copy does that lags behind."""
-    copies = "; ".join(
-        f"INSERT INTO public.{t} SELECT * FROM saved.{t}"  # noqa: S608 - names of ours
-        for t in TABLES
-    )
+    copies = "; ".join(f"INSERT INTO public.{t} SELECT * FROM saved.{t}" for t in TABLES)
     shared.sql(
         f"DO $$ BEGIN TRUNCATE {', '.join(f'public.{t}' for t in TABLES)} CASCADE; {copies}; END $$"
     )
@@ -179,8 +178,8 @@ def restore(shared: Shared) -> None:
 
 @pytest.mark.parametrize("changes_since", [0, 3, 7], ids=["back", "equal", "passed"])
 async def test_another_past(shared, changes_since):
-    """After a fail-over that lost commits, whether the revision is lower now, the same as before, or
-    has passed it: keys from the lost future are refused, and what was taken back holds again."""
+    """After a fail-over that lost commits, whether the revision is lower now, the same as before,
+    or has passed it: keys from the lost future are refused, and what was taken back holds again."""
     async with shared.open() as node, shared.open(background=False) as other:
         manager = node.manager
         kept = await manager.create_key("kept")
@@ -249,14 +248,14 @@ async def test_record_overtaken_while_being_read(shared, monkeypatch):
 
 @pytest.mark.parametrize("hours", [-5, 5])
 async def test_a_clock_that_differs_is_no_node(shared, hours):
-    """A node whose clock differs from the server's by more than the skew is unready and says so, and
-    is ready again once it is right."""
+    """A node whose clock differs from the server's by more than the skew is unready and says so,
+    and is ready again once it is right."""
     async with shared.open(REVOCATION_BOUND_SECONDS=BOUND) as node:
         await eventually(lambda: node.problems() == [])
         node.backend.feed._clock = lambda: time.time() + hours * 3600
-        (problem,) = await eventually(node.problems)
-        assert "this machine's clock differs from the database's by 18000 seconds" in problem
-        assert "CLOCK_SKEW_TOLERANCE_SECONDS" in problem
+        told = "this machine's clock differs from the database's by 18000 seconds"
+        await eventually(lambda: any(told in problem for problem in node.problems()))
+        assert "CLOCK_SKEW_TOLERANCE_SECONDS" in str(node.problems())
         node.backend.feed._clock = lambda: time.time() + 50
         await eventually(lambda: node.problems() == [])
 
@@ -290,7 +289,8 @@ async def test_a_stepping_clock_revives_nothing(shared):
 
 
 async def test_revision_is_of_every_change(shared):
-    """Two nodes that change things at once take revisions without a gap, and the feed has them all."""
+    """Two nodes that change things at once take revisions without a gap, and the feed has them
+    all."""
     async with shared.open() as one, shared.open() as two:
         before = (await one.manager.store.driver.read(scripts.describe))[1]
         await asyncio.gather(

@@ -236,9 +236,7 @@ async def test_a_node_that_starts_meanwhile(shared, trouble, monkeypatch):
     monkeypatch.setattr(postgres_schema, "_CONNECT_SECONDS", 1.0)
     await trouble.begin()
     with pytest.raises(StorageError) as refused:
-        async with asyncio.timeout(3):
-            async with shared.open(**OPTIONS):
-                pass
+        await asyncio.wait_for(shared.open(**OPTIONS).__aenter__(), 3)
     assert "the database cannot be used" in str(refused.value)
     await trouble.end()
 
@@ -292,8 +290,8 @@ async def test_exhausted_pool(shared):
 
 
 async def test_a_lock_that_is_held_hurts_nobody_else(shared):
-    """A change that waits for a lock until its time is up is refused and says why; the server is not
-    taken for one that is away, and reads go on at once."""
+    """A change that waits for a lock until its time is up is refused and says why; the server is
+    not taken for one that is away, and reads go on at once."""
     async with shared.open(**OPTIONS) as node:
         key, cold = [await node.manager.create_key() for _ in range(2)]
         async with locked(
@@ -341,3 +339,39 @@ async def test_serialization_failures(shared, times):
         assert (isinstance(result, StorageError), made) == ((False, 1) if times == 3 else (True, 0))
         tried = shared.sql("SELECT last_value FROM refusals")[0][0]
         assert tried == (4 if times == 3 else 5)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3, 6])
+async def test_who_is_cancelled_keeps_no_connection(shared, turns):
+    """A caller may hang up at any moment, also while its connection is being given back: the next
+    one gets a connection."""
+    async with shared.open(**{**OPTIONS, "DATABASE_CONNECTIONS": 1}, background=False) as node:
+        await node.manager.create_key("k")
+        for _ in range(3):
+            call = asyncio.create_task(node.manager.store.load(["k"]))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        assert (await node.manager.store.load(["k"]))[0].key_id == "k"
+
+
+async def test_cancelled_while_giving_back(shared, monkeypatch):
+    """The same at the one moment that is hard to meet."""
+    async with shared.open(**{**OPTIONS, "DATABASE_CONNECTIONS": 1}, background=False) as node:
+        await node.manager.create_key("k")
+        driver = node.manager.store.driver
+        release, giving = driver._release, asyncio.Event()
+
+        async def slow(*connection: Any) -> None:
+            await release(*connection)
+            giving.set()
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(driver, "_release", slow)
+        call = asyncio.create_task(node.manager.store.load(["k"]))
+        await giving.wait()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        monkeypatch.undo()
+        assert (await node.manager.store.load(["k"]))[0].key_id == "k"

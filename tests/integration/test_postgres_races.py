@@ -77,7 +77,7 @@ async def test_two_nodes_rotate_one_key(nodes, shared, monkeypatch):
         assert isinstance(lost, ConflictError)
         assert won["version"] == 2
         for node in nodes:
-            await eventually(lambda node=node: ask(node, won))
+            await eventually(lambda node=node, won=won: ask(node, won))
         rows = shared.sql("SELECT version FROM key_versions WHERE key_id = $1", key["key_id"])
         assert sorted(rows) == [(1,), (2,)]
 
@@ -95,7 +95,8 @@ async def test_two_nodes_rotate_over_http(apis, monkeypatch):
 
 
 async def test_two_nodes_create_one_id(nodes, shared):
-    """Of many creates of one id on two nodes exactly one is made; all others get a KeyExistsError."""
+    """Of many creates of one id on two nodes exactly one is made; all others get a
+    KeyExistsError."""
     results = await asyncio.gather(
         *(nodes[n % 2].manager.create_key("same") for n in range(10)), return_exceptions=True
     )

@@ -272,8 +272,8 @@ async def test_tls_and_password(secure, tmp_path):
 
 
 def test_commands(empty):
-    """`akm db upgrade`, `keys`, `audit`, `doctor` work on PostgreSQL as on a file; what is PostgreSQL's
-    own business is named: `db backup` says pg_dump."""
+    """`akm db upgrade`, `keys`, `audit`, `doctor` work on PostgreSQL as on a file; what is
+    PostgreSQL's own business is named: `db backup` says pg_dump."""
     done = empty.akm("keys", "list")
     assert done.returncode == 2
     assert "is empty: `akm serve` or `akm db upgrade` makes it ready" in done.stderr

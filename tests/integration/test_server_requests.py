@@ -37,7 +37,7 @@ async def test_valid(stored: Api):
     assert answer == {
         "valid": True, "cached": False, "reason": "valid", "key_id": key["key_id"], "version": 1,
         "scheme": "request", "metadata": {"plan": "pro"}, "permissions": ["a.b"],
-        "expires_at": None, "rate_limit": None, "body_verified": True,
+        "expires_at": None, "rate_limit": None, "body_verified": True, "quota": None,
     }  # fmt: skip
     again = (await stored("POST", "/v1/validate", body)).json()
     assert again == {

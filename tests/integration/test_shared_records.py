@@ -20,6 +20,7 @@ from api_key_manager.core.ports import Changed
 from api_key_manager.ratelimit import trouble
 from api_key_manager.wiring import Deployment, open_deployment
 from tests.integration.places import signed
+from tests.integration.postgres_nodes import Proxy
 from tests.integration.redis_servers import RedisServer, redis_server
 from tests.services import Postgres
 
@@ -193,7 +194,7 @@ async def test_nothing_secret_is_in_redis(node: Open, redis_at: RedisServer):
     assert nonce["signature"].encode() not in dumped
 
 
-@pytest.mark.parametrize("how", ["kill", "pause"])
+@pytest.mark.parametrize("how", ["kill", "pause", "cut"])
 async def test_redis_goes_away(
     node: Open,
     tmp_path: Path,
@@ -207,12 +208,22 @@ async def test_redis_goes_away(
     monkeypatch.setattr(trouble, "_REMEMBERED_SECONDS", 1.0)
     limits = [{"name": "hour", "limit": 3, "window_seconds": 3600}]
     with redis_server(tmp_path / "redis", "--appendonly", "yes") as server:
-        async with node(REDIS_URL=server.url, ON_LIMITER_OUTAGE="deny") as one:
+        trouble_of = {
+            "kill": (server.kill, server.start),
+            "pause": (server.pause, server.resume),
+            "cut": ((wire := Proxy(server.port)).cut, wire.mend),
+        }
+        begin, end = trouble_of[how]
+        url = "redis://127.0.0.1:{}"
+        async with (
+            wire.running(),
+            node(REDIS_URL=url.format(wire.port), ON_LIMITER_OUTAGE="deny") as one,
+        ):
             key = await one.manager.create_key("k")
             limited = await one.manager.create_key("limited", rate_limits=limits)
             assert await verdict(one, limited) is Reason.VALID
             assert (one.problems(), one.degraded()) == ([], [])
-            server.kill() if how == "kill" else server.pause()
+            begin()
             started = time.monotonic()
             assert await verdict(one, key) is Reason.VALID
             for i in range(6):
@@ -224,7 +235,7 @@ async def test_redis_goes_away(
             assert any("Redis" in why for why in one.degraded())
             text = (await one.exposition.text()).decode()
             assert 'akm_redis_up{worker="1"} 0.0' in text
-            server.start() if how == "kill" else server.resume()
+            end()
             deadline = time.monotonic() + 15
             while one.degraded() or await verdict(one, limited) is Reason.UNAVAILABLE:
                 assert time.monotonic() < deadline, one.degraded()

@@ -62,8 +62,8 @@ def stories(draw):
 
 @given(stories(), st.integers(1, 8))
 def test_window_says_what_a_full_memory_says(story, kept):
-    """Whatever was read, in whatever order, a record counts as current exactly when the change as of
-    which it was read is known and no later one of its key; as of a lost past it never does."""
+    """Whatever was read, in whatever order, a record counts as current exactly when the change as
+    of which it was read is known and no later one of its key; as of a lost past it never does."""
     window, model = Window(kept), Model(kept)
     seen = {Changed(0, "", 0)}
     for step, reading in story:
@@ -83,7 +83,8 @@ def test_nothing_is_current_before_the_first_reading():
 
 @pytest.mark.parametrize("at", [6, 8])
 def test_a_revision_that_another_change_has_now_is_another_past(at):
-    """A record read as of a change that was lost is not believed because its revision came again."""
+    """A record read as of a change that was lost is not believed because its revision came
+    again."""
     window = Window()
     window.start(Reading(5, [Changed(5, "a", 50)], complete=False))
     assert window.holds("a", Changed(5, "a", 50))

@@ -267,7 +267,7 @@ class RemoteVerdict:
     expires_at: str | None
     rate_limit: RateLimitState | None
     body_verified: bool | None
-    quota: QuotaState | None
+    quota: QuotaState | None = None
 
     def __bool__(self) -> bool:
         return self.valid

@@ -26,11 +26,12 @@ _FEED = Statement(
     .order_by(changes.c.revision)
     .limit(bindparam("b_limit"))
 )
+# Limited before it is joined, or all of the feed would be sorted.
+_NEWEST = select(*_ROWS).order_by(changes.c.revision.desc()).limit(bindparam("b_limit")).subquery()
 _LAST = Statement(
-    select(deployment.c.revision, *_ROWS)
-    .select_from(deployment.outerjoin(changes, true()))
-    .order_by(changes.c.revision.desc())
-    .limit(bindparam("b_limit"))
+    select(deployment.c.revision, *_NEWEST.c)
+    .select_from(deployment.outerjoin(_NEWEST, true()))
+    .order_by(_NEWEST.c.revision.desc())
 )
 # The newest row stays: it is what the next reading is compared with.
 _PRUNE = Statement(

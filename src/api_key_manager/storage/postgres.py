@@ -286,13 +286,17 @@ class PostgresDriver:
                 raise _Passing(error) from None
             raise storage_error(error) from None
         finally:
-            if connection is not None:
-                await self._release(pool, connection)
-            if attempt.asked_at is not None:
-                self._slots.release()
+            try:
+                if connection is not None:
+                    await self._release(pool, connection)
+            finally:
+                # Also for a caller who is cancelled while its connection is given back.
+                if attempt.asked_at is not None:
+                    self._slots.release()
 
     async def _start_over(self, pool: Pool) -> None:
-        """Leave the connections that there are: each may be as dead, and cost somebody a time-out."""
+        """Leave the connections that there are: each may be as dead, and cost somebody a
+        time-out."""
         if pool is not self._pool:
             return
         self._pool = await self._make_pool()  # of no connection yet, so this takes no time

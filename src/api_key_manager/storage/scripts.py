@@ -73,7 +73,6 @@ _RECORDS = (
 )
 # Hot: one indexed look-up for a key and its live versions.
 _LOAD = Statement(_RECORDS.where(keys.c.key_id == _KEY).order_by(key_versions.c.version.desc()))
-_KEYS = select(*KEY_COLUMNS).outerjoin_from(keys, key_uses, key_uses.c.key_id == keys.c.key_id)
 _NEXT_REVISION = Statement(
     deployment.update().values(revision=deployment.c.revision + 1).returning(deployment.c.revision)
 )
@@ -235,7 +234,7 @@ def versions_of(key_id: str) -> Script[list[KeyVersion]]:
 def find(query: KeyQuery) -> Script[Page[ApiKey]]:
     """Keys in the order of their ids."""
     statement = (
-        _KEYS.where(*_key_filters(query)).order_by(keys.c.key_id)
+        _keys(query.after).where(*_key_filters(query)).order_by(keys.c.key_id)
         .limit(query.limit + 1)
     )  # fmt: skip
     records = yield from _with_versions(statement)
@@ -245,14 +244,14 @@ def find(query: KeyQuery) -> Script[Page[ApiKey]]:
 
 def every(after: str, limit: int) -> Script[list[ApiKey]]:
     """Keys of every realm, tombstones too, in the order of their ids: for who checks them all."""
-    some = _KEYS.where(keys.c.key_id > after).order_by(keys.c.key_id).limit(limit)
+    some = _keys(after).where(keys.c.key_id > after).order_by(keys.c.key_id).limit(limit)
     found = yield from _with_versions(some)
     return found
 
 
 def ending(before: int, limit: int) -> Script[list[ApiKey]]:
     """Keys with an end at or before ``before`` that is not written down."""
-    due = _KEYS.where(keys.c.next_end_at <= before).limit(limit)
+    due = _keys().where(keys.c.next_end_at <= before).limit(limit)
     found = yield from _with_versions(due)
     return found
 
@@ -299,6 +298,15 @@ def census(
         for name, of, number in (yield Statement(statement)()):
             counted.setdefault(name, {})[of] = number
     return counted
+
+
+def _keys(after: str | None = None) -> Select[Any]:
+    """Keys with their last uses. Of the uses too only those behind ``after``, or PostgreSQL would
+    read along with the keys all that come before."""
+    mine = key_uses.c.key_id == keys.c.key_id
+    if after is not None:
+        mine = and_(mine, key_uses.c.key_id > after)
+    return select(*KEY_COLUMNS).outerjoin_from(keys, key_uses, mine)
 
 
 def _with_versions(statement: Select[Any]) -> Script[list[ApiKey]]:
