@@ -17,6 +17,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from scripts.cluster import (
     Cluster,
@@ -266,7 +268,8 @@ class TestRedis:
                 server.part.wait()
                 assert server.ask("GET", "a") == expected
                 server.ask("SET", "a", "7")
-                with redis.Redis(port=port) as nobody, pytest.raises(redis.AuthenticationError):
+                nobody = redis.Redis(port=port, retry=Retry(NoBackoff(), 0))
+                with nobody, pytest.raises(redis.AuthenticationError):
                     nobody.ping()
                 command_line = Path(f"/proc/{server.part.pid}/cmdline")
                 if command_line.exists():
