@@ -36,7 +36,7 @@ class Far:
     def __init__(self, manager: Any) -> None:
         verifier = manager._verifier
         self._limiter, self._nonces = verifier._limiter, verifier._nonces
-        verifier._limiter = verifier._nonces = self
+        verifier._limiter = verifier._charging._limiter = verifier._nonces = self
         self.gate = asyncio.Event()
         self.gate.set()
         self.waiting = self.most = 0

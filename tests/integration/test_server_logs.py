@@ -80,7 +80,8 @@ def test_level(tmp_path: Path):
 
 
 async def test_whoever_logs(api: Api, monkeypatch: pytest.MonkeyPatch):
-    """What the core says while it serves a request carries that request's id."""
+    """What the core says while it serves a request carries that request's id. What is out of order
+    is said by the first that meets it."""
     key = await api.key()
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -99,9 +100,8 @@ async def test_whoever_logs(api: Api, monkeypatch: pytest.MonkeyPatch):
     finally:
         logger.removeHandler(handler)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [(line["message"], line["request_id"]) for line in lines] == [
-        ("nonces cannot be claimed: gone", f"r-{number}") for number in range(2)
-    ]
+    said = [(line["message"], line["request_id"]) for line in lines]
+    assert said == [("nonces cannot be claimed: gone", "r-0")]
 
 
 async def test_fast_lane(

@@ -8,6 +8,7 @@ document. What stands in no route is not passed on, so that nothing is open by o
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ REQUEST_ID: Final = "akm.request_id"
 
 _log = logging.getLogger(__name__)
 _PATH_SHOWN: Final = 200
+_OUTAGE_SECONDS: Final = 10.0
 
 
 class Front:
@@ -65,6 +67,7 @@ class Front:
         self._door = door
         self._meter = meter
         self._debug = debug
+        self._quiet_until = 0.0
         self._fast = fast
 
     def is_hot(self, path: str) -> bool:
@@ -235,11 +238,20 @@ class Front:
 
     def _problem(self, error: Exception, request: Request) -> Reply:
         problem = problem_of(error)
-        if problem.status >= 500:
+        if problem.status >= 500 and (problem.status != 503 or self._may_tell_outage()):
             self._report(error, request)
         return Reply(
             problem.body(request.id), problem.status, PROBLEM_TYPE.encode(), problem.headers
         )
+
+    def _may_tell_outage(self) -> bool:
+        """Whoever relies on what is down says so once: of the requests that meet it, one every few
+        seconds is told, as an example."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + _OUTAGE_SECONDS
+        return True
 
     def _report(self, error: Exception, request: Request) -> None:
         """Never the query, a header or the body; the traceback only when asked for."""
