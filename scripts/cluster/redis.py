@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+import hiredis
 
 from scripts.cluster.parts import Part
 from scripts.cluster.programs import find, require
 
-__all__ = ["Redis"]
-
-# Who waits for it asks again by himself.
-_ONCE = Retry(NoBackoff(), 0)
+__all__ = ["Redis", "ask"]
 
 _CONFIG = """\
 bind 127.0.0.1
@@ -71,17 +67,35 @@ class Redis:
         self.part.start()
 
     def ask(self, *words: str) -> Any:
-        """Run one command; what it answers.
-
-        Raises:
-            redis.RedisError: nobody answers, or not with what was asked for.
-        """
-        with redis.Redis.from_url(self.url, socket_timeout=5, retry=_ONCE) as client:
-            return client.execute_command(*words)
+        """Run one command: see :func:`ask`."""
+        return ask(self.port, *words, password=self._password)
 
     def _answers(self) -> bool:
         """Whether it serves: not while it still reads its file."""
         try:
-            return self.ask("PING") is True
-        except redis.RedisError:
+            return bool(self.ask("PING") == "PONG")
+        except (OSError, hiredis.HiredisError):
             return False
+
+
+def ask(port: int, *words: str, password: str | None = None) -> Any:
+    """Run one command of a Redis on loopback; what it answers.
+
+    Raises:
+        OSError: nobody answers.
+        hiredis.ReplyError: it answers with an error.
+    """
+    commands = [words] if password is None else [("AUTH", password), words]
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+        reader = hiredis.Reader(encoding="utf-8")
+        answer: Any = None
+        for command in commands:
+            line.sendall(hiredis.pack_command(command))
+            while (answer := reader.gets()) is False:
+                data = line.recv(65_536)
+                if not data:
+                    raise ConnectionError("Redis has closed the connection")
+                reader.feed(data)
+            if isinstance(answer, hiredis.ReplyError):
+                raise answer
+        return answer

@@ -15,6 +15,7 @@ from api_key_manager.core.ports import (
     QuotaStore,
     SecretBox,
 )
+from api_key_manager.core.records import Load
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey, WrappedKey
 from api_key_manager.storage import Driver, scripts
 from api_key_manager.wiring.supervisor import Work
@@ -37,6 +38,7 @@ class Backend:
         feed: what others change is announced here; ``None`` when nobody else can.
         knock: tells the feed to look; for wake-ups that come by other ways.
         tasks: what has to run meanwhile, by name.
+        load: where records to be judged come from, if not straight from the store.
     """
 
     store: KeyStore
@@ -50,6 +52,7 @@ class Backend:
     feed: Feed | None = None
     knock: Callable[[], None] = lambda: None
     tasks: Mapping[str, Work] = field(default_factory=dict)
+    load: Load | None = None
     close_more: Callable[[], Awaitable[None]] = _nothing
 
     async def close(self) -> None:

@@ -264,7 +264,7 @@ def _deployment(
         nonces=backend.nonces if shared is None else shared.nonces,
         limiter=None if shared is None else shared.limiter,
         quotas=backend.quotas,
-        load=None if shared is None else shared.records.load,
+        load=backend.load if shared is None else shared.records.load,
         prefix=settings.TOKEN_PREFIX,
         nonce_window_seconds=settings.NONCE_WINDOW_SECONDS,
         cache=cache,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
+from api_key_manager.cache import Gathering
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.storage import SqlNonceStore, SqlStore, scripts
@@ -47,6 +48,9 @@ async def open_postgres(
         nonces = SqlNonceStore(driver, observe=observe)
         quotas = SqlQuotaStore(driver, observe=observe)
         backend = Backend(store, store, name, where, nonces, quotas, box, origin)
+        # By its name at each call: a store may be wrapped while it is in use.
+        gathering = Gathering(lambda key_ids: store.load(key_ids))
+        backend.load, backend.close_more = gathering.load, gathering.close
         if background:
             bound = settings.REVOCATION_BOUND_SECONDS
             following = await PostgresDriver.open(url, connections=1, seconds=bound / 2)
@@ -55,7 +59,8 @@ async def open_postgres(
                 poll=min(_POLL_SECONDS, bound / 4),
                 skew=settings.CLOCK_SKEW_TOLERANCE_SECONDS,
             )
-            backend.feed, backend.knock, backend.close_more = feed, feed.knock, following.close
+            backend.feed, backend.knock = feed, feed.knock
+            backend.close_more = partial(_close_all, gathering.close, following.close)
             listener = _Listener(following, feed.knock)
             backend.tasks = {"listener": every(_LISTEN_AGAIN_SECONDS, listener.listen)}
         return backend
@@ -64,6 +69,11 @@ async def open_postgres(
             await following.close()
         await driver.close()
         raise
+
+
+async def _close_all(*close: Callable[[], Awaitable[None]]) -> None:
+    for each in close:
+        await each()
 
 
 class _Listener:

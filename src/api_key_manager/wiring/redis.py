@@ -58,7 +58,7 @@ class SharedByRedis:
             box=backend.box,
             window=window,
             leased=lambda: cache.leased,
-            load=backend.store.load,
+            load=backend.load or backend.store.load,
             ttl=settings.CACHE_TTL_SECONDS,
         )
         self._announcing: set[asyncio.Task[None]] = set()
