@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api_key_manager.core import Reason
+from api_key_manager.core import Reason, records
+from api_key_manager.core.presented import present
 from api_key_manager.storage import feed, scripts
 from api_key_manager.wiring import Deployment
 from api_key_manager.wiring import postgres as wired
@@ -301,3 +302,54 @@ async def test_revision_is_of_every_change(shared):
         assert [row[0] for row in rows] == list(range(before + 1, before + 51))
         for node in (one, two):
             await eventually(lambda node=node: node.follower.revision == before + 50)
+
+
+async def test_a_batch_waits_for_another_reader(shared, monkeypatch):
+    """A key of a batch that was read, and is revoked while the batch waits for its other keys, is
+    judged as it is then; it is not kept as it was."""
+    async with shared.open() as node, shared.open() as other:
+        one, two = [await node.manager.create_key(name) for name in ("one", "two")]
+        await eventually(lambda: node.follower.revision >= 2)
+        load, waiting, let = node.manager.store.load, asyncio.Event(), asyncio.Event()
+
+        async def slow(key_ids):
+            found = await load(key_ids)
+            if "two" in key_ids:
+                waiting.set()
+                await let.wait()
+            return found
+
+        monkeypatch.setattr(node.manager.store, "load", slow)
+        first = asyncio.create_task(node.manager.verify(**signed(node.manager, two)))
+        await waiting.wait()
+        batch = [present(**signed(node.manager, key)) for key in (one, two)]
+        both = asyncio.create_task(node.manager.verify_batch(batch))
+        await eventually(lambda: node.manager.records._flights.keys() == {"two"})
+        await other.manager.revoke_key("one")
+        await eventually(lambda: node.follower.revision >= 3)
+        let.set()
+        assert [v.reason for v in await both] == [Reason.REVOKED, Reason.VALID]
+        await first
+        assert (await node.manager.verify(**signed(node.manager, one))).reason is Reason.REVOKED
+
+
+async def test_a_reader_that_stood_still(shared, monkeypatch):
+    """What was read longer ago than the bound is read again before it is judged, whatever kept its
+    reader."""
+    async with shared.open(background=False) as node, shared.open(background=False) as other:
+        key = await node.manager.create_key("k")
+        clock, ahead = records.boot_clock, [0.0]
+        monkeypatch.setattr(records, "boot_clock", lambda: clock() + ahead[0])
+        load, calls = node.manager.store.load, []
+
+        async def standing(key_ids):
+            found = await load(key_ids)
+            calls.append(key_ids)
+            if len(calls) == 1:
+                await other.manager.revoke_key("k")
+                ahead[0] += 60
+            return found
+
+        monkeypatch.setattr(node.manager.store, "load", standing)
+        assert (await node.manager.verify(**signed(node.manager, key))).reason is Reason.REVOKED
+        assert len(calls) == 2

@@ -295,3 +295,20 @@ def test_commands(empty):
     done = empty.akm("doctor")
     assert done.returncode == 1
     assert "1 of 1 were edited" in done.stdout
+
+
+async def test_who_only_looks_decides_nothing(shared):
+    """A command that only looks writes nothing, so it cannot bind a database to its own master
+    key before the server has started."""
+    with pytest.raises(ConfigurationError, match="has no keys yet"):
+        async with shared.open(create=False, background=False):
+            pass
+    assert shared.sql("SELECT count(*) FROM keyring") == [(0,)]
+
+
+async def test_no_master_key_makes_no_tables(empty):
+    """Without the master key a database is not even begun."""
+    with pytest.raises(ConfigurationError, match="AKM_MASTER_KEY"):
+        async with empty.open(AKM_MASTER_KEY=""):
+            pass
+    assert empty.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]

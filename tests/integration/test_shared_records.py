@@ -142,6 +142,21 @@ async def test_old_entry(node: Open, redis_at: RedisServer):
             assert await verdict(late, key) is Reason.REVOKED
 
 
+async def test_newer_than_the_feed(node: Open, redis_at: RedisServer):
+    """A record that is newer than what its reader knows of the feed is not shared: should that
+    change be lost, what it was read as of would not show it."""
+    async with node() as one, node() as other:
+        follower = await held(one)
+        key = await other.manager.create_key("k")
+        assert await verdict(one, key) is Reason.VALID
+        await one.shared.records.flushed()
+        assert redis_at("KEYS", "akm:*:record:*") == []
+        await follower.catch_up()
+        one.manager.cache.map.clear()
+        assert await verdict(one, key) is Reason.VALID
+        await entries(redis_at, 1)
+
+
 async def test_nothing_is_believed_without_a_lease(node: Open, redis_at: RedisServer):
     """A node that has not read the feed for the bound asks the database, not Redis: its window
     would not show a change."""
@@ -182,6 +197,7 @@ async def test_nothing_secret_is_in_redis(node: Open, redis_at: RedisServer):
         bearer = await one.manager.create_key(
             kind="bearer", rate_limits=[{"name": "hour", "limit": 5, "window_seconds": 3600}]
         )
+        await held(one)
         assert await verdict(one, signed_key) is Reason.VALID
         assert (await one.manager.verify(token=bearer["token"])).valid
         nonce = signed(one.manager, signed_key, "n" * 16)
@@ -242,6 +258,32 @@ async def test_redis_goes_away(
                 await asyncio.sleep(0.05)
     told = [r for r in caplog.records if "ON_LIMITER_OUTAGE=deny" in r.message]
     assert [r.levelname for r in told] == ["WARNING", "INFO"]
+
+
+async def test_a_quiet_node_knows(node: Open, tmp_path: Path):
+    """That Redis is away shows also where nobody asks anything of it."""
+    with redis_server(tmp_path / "redis") as server:
+        async with node(REDIS_URL=server.url) as one:
+            server.kill()
+            deadline = time.monotonic() + 20
+            while not one.degraded():
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            server.start()
+            while one.degraded():
+                assert time.monotonic() < deadline + 20
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("user", ["", ":wrong@"])
+async def test_what_redis_will_never_take(node: Open, tmp_path: Path, user: str):
+    """Without its password, or with another, nothing starts, and the line says why."""
+    with redis_server(tmp_path / "redis", password="right-one") as server:
+        url = f"redis://{user}127.0.0.1:{server.port}"
+        with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .*password") as error:
+            async with node(REDIS_URL=url):
+                pass
+    assert "wrong@" not in str(error.value)
 
 
 async def test_nodes_count_together(node: Open):

@@ -274,3 +274,11 @@ def test_scopes():
     refuse_more(("keys:read", "validate"), ("validate",))
     with pytest.raises(PermissionDeniedError, match="grant"):
         refuse_more(("keys:read",), ("keys:read", "keys:write"))
+
+
+@pytest.mark.parametrize("field", ["owner", "environment"])
+@pytest.mark.parametrize("value", [" ", " prod", "prod ", "\u2003prod"])
+def test_names_that_look_alike(field: str, value: str):
+    """What keys are grouped by has no blanks at its ends."""
+    with pytest.raises(ValidationError, match=rf"^{field}: "):
+        clean_fields({field: value}, "signed")

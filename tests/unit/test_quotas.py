@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from api_key_manager.core import ValidationError
+from api_key_manager.core import KeyManager, ValidationError, sign
 from api_key_manager.core.credits import IDLE_SECONDS, MOST_IN_A_BLOCK, Credits, Take
 from api_key_manager.core.exceptions import StorageError
 from api_key_manager.core.inputs import check_quota
+from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.memory import MemoryQuotaStore
 from api_key_manager.core.quotas import FOREVER, Quota, is_zone
 
@@ -375,3 +376,26 @@ def test_never_more_than_the_limit(limit, steps):
         assert spent - accepted <= crashes * (limit // 100)
 
     asyncio.run(run())
+
+
+async def test_who_is_cancelled_spends_nothing():
+    """Credits that were set aside for a request come back when its caller goes away before the
+    rate limits have answered."""
+
+    class Silent(MemoryLimiter):
+        def take_now(self, *asked):
+            return None
+
+        async def take(self, asked):
+            await asyncio.Event().wait()
+
+    manager = KeyManager(limiter=Silent())
+    limits = [{"name": "hour", "limit": 5, "window_seconds": 3600}]
+    quota = {"limit": 10, "refill": "daily"}
+    await manager.create_key("k", "a-secret", quota=quota, rate_limits=limits)
+    for _ in range(3):
+        call = asyncio.create_task(manager.verify("k", sign("a-secret", "k")))
+        await asyncio.sleep(0.01)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    assert (await manager.get_key("k"))["quota"]["spent"] == 0

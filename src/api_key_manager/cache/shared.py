@@ -91,7 +91,11 @@ class SharedRecords:
             as_of = self._window.newest if self._leased() else None
             loaded = dict(zip(wanted, await self._load(wanted), strict=True))
             if as_of is not None and self._redis.problem is None:
-                self._offer([r for r in loaded.values() if r is not None], as_of)
+                # A record that is newer than what this process has read of the feed waits for the
+                # next one who reads it: should the change be lost, nothing here would show that.
+                self._offer(
+                    [r for r in loaded.values() if r and r.revision <= as_of.revision], as_of
+                )
             found.update({key_id: record for key_id, record in loaded.items() if record})
         return [found.get(key_id) for key_id in key_ids]
 
@@ -125,7 +129,8 @@ class SharedRecords:
             self.misses += 1
             return None
         # Looked at anew: Redis may have taken its time.
-        if not (self._leased() and self._window.holds(key_id, entry.as_of)):
+        newer = entry.record.revision > entry.as_of.revision
+        if newer or not (self._leased() and self._window.holds(key_id, entry.as_of)):
             self.outdated += 1
             return None
         self.hits += 1
@@ -150,6 +155,10 @@ class SharedRecords:
                 await self._redis.call("SET", self._prefix + record.key_id, sealed, "PX", ttl)
             except StorageError:
                 return
+
+    async def flushed(self) -> None:
+        """Return once what was offered has been written, or could not be."""
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
     async def close(self) -> None:
         """Give up what was not written yet."""

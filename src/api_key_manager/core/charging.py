@@ -145,15 +145,14 @@ class Charging:
             if verdict.valid and (key := verdict.key) is not None and key.quota is not None
         }
         taken = await self._take_credits(takes, verdicts, now)
-        asked = {}
-        for i, verdict in enumerate(verdicts):
-            key = verdict.key
-            if verdict.valid and key is not None:
-                limits, shared = self.limits_of(key), shared_limits(key)
-                if limits or shared:
-                    cost = 0 if _is_short(taken.get(i)) else batch[i].cost
-                    asked[i] = Ask(key.key_id, limits, cost, shared)
-        await self._ask_limits(asked, batch, verdicts)
+        try:
+            await self._ask_limits(self._asked(batch, verdicts, taken), batch, verdicts)
+        except BaseException:
+            # Also of who was cancelled nothing is kept.
+            for i, given in taken.items():
+                if given.allowed:
+                    self._credits.put_back(takes[i], given)
+            raise
         short = []
         for i, given in taken.items():
             if not given.allowed:
@@ -163,6 +162,20 @@ class Charging:
                 self._credits.put_back(takes[i], given)
                 short.append(takes[i])
         await self._credits.trim(short)
+
+    def _asked(
+        self, batch: Sequence[Presented], verdicts: list[Verdict], taken: dict[int, Taken]
+    ) -> dict[int, Ask]:
+        """What the limiter is asked: by who has too few credits, for nothing."""
+        asked = {}
+        for i, verdict in enumerate(verdicts):
+            key = verdict.key
+            if verdict.valid and key is not None:
+                limits, shared = self.limits_of(key), shared_limits(key)
+                if limits or shared:
+                    cost = 0 if _is_short(taken.get(i)) else batch[i].cost
+                    asked[i] = Ask(key.key_id, limits, cost, shared)
+        return asked
 
     async def _take_credits(
         self, takes: dict[int, Take], verdicts: list[Verdict], now: float

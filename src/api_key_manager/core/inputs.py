@@ -21,6 +21,7 @@ __all__ = [
     "check_limit",
     "check_limits",
     "check_metadata",
+    "check_name",
     "check_overlap",
     "check_quota",
     "check_rate_limits",
@@ -54,6 +55,18 @@ def check_text(field: str, value: object, longest: int = 128) -> str | None:
     if holds_a_secret(value):
         raise ValidationError(f"{field}: a secret or token must not stand in it")
     return value
+
+
+def check_name(field: str, value: object) -> str | None:
+    """What keys are grouped by: two names that look alike must not be two groups.
+
+    Raises:
+        ValidationError: no text of :func:`check_text`, or with blanks at its ends.
+    """
+    name = check_text(field, value)
+    if name is not None and name != name.strip():
+        raise ValidationError(f"{field}: no blanks are allowed at its ends")
+    return name
 
 
 def check_instant(field: str, value: object) -> int | None:
@@ -275,7 +288,7 @@ def clean_fields(fields: Mapping[str, Any], kind: str) -> dict[str, Any]:
         elif name == "expires_at":
             clean[name] = check_instant(name, value)
         elif name in ("owner", "environment"):
-            clean[name] = check_text(name, value)
+            clean[name] = check_name(name, value)
         elif name == "min_scheme":
             clean[name] = _check_min_scheme(value, kind)
         elif name == "disabled":

@@ -12,7 +12,7 @@ from api_key_manager.core.charging import quota_bucket
 from api_key_manager.core.credits import Credits
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.core.failures import FAILURES_PER_MINUTE, Failures
-from api_key_manager.core.inputs import check_rate_limits, check_text
+from api_key_manager.core.inputs import check_name, check_rate_limits
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
@@ -152,7 +152,7 @@ class KeyManager(KeyLifeCycle):
         if environment is None:
             return self
         confined = copy.copy(self)
-        confined.environment = check_text("environment", environment)
+        confined.environment = check_name("environment", environment)
         return confined
 
     def close(self) -> None:
@@ -414,7 +414,7 @@ class KeyManager(KeyLifeCycle):
             Per environment, by name, ``environment``, ``active``, ``disabled``, ``expired`` and
             ``revoked``; ``None`` stands for keys without one. Of a thousand environments at most.
         """
-        wanted = check_text("environment", environment)
+        wanted = check_name("environment", environment)
         if wanted is None:
             wanted = self.environment
         elif self.environment not in (None, wanted):

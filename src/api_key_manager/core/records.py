@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from api_key_manager.core.cache import BoundedTTLMap
 from api_key_manager.core.exceptions import EncryptionError, StorageError
@@ -23,6 +24,7 @@ from api_key_manager.core.tokens import mint_secret
 
 __all__ = [
     "Load",
+    "Read",
     "RecordCache",
     "Records",
     "boot_clock",
@@ -38,7 +40,6 @@ Load = Callable[[Sequence[str]], Awaitable[list[ApiKey | None]]]
 
 _log = logging.getLogger(__name__)
 _FOREVER = float("inf")
-_ATTEMPTS = 3
 _CHANGES_KNOWN = 10_000
 
 
@@ -122,9 +123,15 @@ class RecordCache:
 
     ``hits`` and ``misses`` are of validations, not of look-ups, and counted by their owner: one
     that goes the slow way looks more than once.
+
+    Attributes:
+        bound: seconds after which a change must have been seen, also by who is slow.
     """
 
-    def __init__(self, max_entries: int, ttl_seconds: float, *, owned: bool) -> None:
+    def __init__(
+        self, max_entries: int, ttl_seconds: float, *, owned: bool, bound: float = _FOREVER
+    ) -> None:
+        self.bound = bound
         self.map: BoundedTTLMap[str, OpenKey] = BoundedTTLMap(max_entries if ttl_seconds else 0)
         self._ttl = ttl_seconds
         self._lease = _FOREVER if owned else 0.0
@@ -153,24 +160,31 @@ class RecordCache:
         self._lease = until
 
 
+class Read(NamedTuple):
+    """What a reading found, and what was known when it began."""
+
+    found: Found | None
+    since: int
+    """What :attr:`Records.changes` was."""
+    at: float
+    """When it was, on the boot clock."""
+    leased: bool
+    """Whether the cache was leased, so that what the lease vouches for may have been taken."""
+
+
 class _Flight:
     """One read under way, which others of the same key wait for."""
 
-    __slots__ = ("done", "outdated", "result")
+    __slots__ = ("done", "read")
 
     def __init__(self) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.result: Found | None = None
-        # Also until a result is there: whoever waits for a reader that gave up reads for itself.
-        self.outdated = True
+        # None also when the reader gave up: whoever waits for it reads for itself.
+        self.read: Read | None = None
 
 
 class Records:
-    """Where open records come from: the cache, else one read per key however many ask.
-
-    A record that a change overtook while it was being read is read again, so that an old one is
-    never kept over a newer one.
-    """
+    """Where open records come from: the cache, else one read per key however many ask."""
 
     def __init__(self, load: Load, box: SecretBox, cache: RecordCache) -> None:
         self._load_stored = load
@@ -219,9 +233,8 @@ class Records:
         for key_id in key_ids:
             self._changed[key_id] = self.changes
             self.cache.map.discard(key_id)
-            flight = self._flights.pop(key_id, None)
-            if flight is not None:
-                flight.outdated = True
+            # Whoever comes from now on must not get what is being read of the time before.
+            self._flights.pop(key_id, None)
 
     def changed_all(self) -> None:
         """Anything may have changed."""
@@ -236,10 +249,22 @@ class Records:
         if self._changed.get(key.record.key_id, self._floor) <= since:
             self.cache.put(key)
 
-    async def read(self, key_ids: Sequence[str]) -> dict[str, Found | None]:
-        """Open records from the store: per id the key, ``None`` (unknown), or why it cannot be
-        told."""
-        results: dict[str, Found | None] = {}
+    def is_recent(self, read: Read) -> bool:
+        """Whether what was read may be judged now: it was asked for not longer ago than a change
+        may go unseen."""
+        if isinstance(read.found, StorageError):
+            return True
+        recent = boot_clock() - read.at <= self.cache.bound
+        return recent and (self.cache.leased or not read.leased)
+
+    def is_current(self, key_id: str, read: Read) -> bool:
+        """Whether nothing that is known has changed it since, either."""
+        return self._changed.get(key_id, self._floor) <= read.since and self.is_recent(read)
+
+    async def read(self, key_ids: Sequence[str]) -> dict[str, Read]:
+        """Open records from the store, once however many ask: per id the key, ``None`` (unknown),
+        or why it cannot be told. A change may have overtaken them: see :meth:`is_current`."""
+        results: dict[str, Read] = {}
         mine = [key_id for key_id in key_ids if key_id not in self._flights]
         flights = {key_id: self._flights[key_id] for key_id in key_ids if key_id in self._flights}
         if mine:
@@ -247,36 +272,23 @@ class Records:
         for key_id, flight in flights.items():
             # wait() leaves the shared future alone when this caller is cancelled.
             await asyncio.wait([flight.done])
-            if flight.outdated:
-                # Again one reads for all who waited.
-                results.update(await self.read([key_id]))
-            else:
-                results[key_id] = flight.result
+            # Again one reads for all who waited.
+            results[key_id] = flight.read or (await self.read([key_id]))[key_id]
         return results
 
-    async def _load(self, key_ids: list[str]) -> dict[str, Found | None]:
-        results: dict[str, Found | None] = {}
-        wanted = key_ids
-        for _ in range(_ATTEMPTS):
-            flights = {key_id: _Flight() for key_id in wanted}
-            self._flights.update(flights)
-            overtaken = []
-            try:
-                found = await self._fetch(wanted)
-            finally:
-                for key_id, flight in flights.items():
-                    if self._flights.get(key_id) is flight:
-                        del self._flights[key_id]
-                    else:
-                        overtaken.append(key_id)
-                    flight.done.set_result(None)
-            for key_id, result in found.items():
-                results[key_id] = flights[key_id].result = result
-                flights[key_id].outdated = key_id in overtaken
-            if not overtaken:
-                break
-            wanted = overtaken
-        return results
+    async def _load(self, key_ids: list[str]) -> dict[str, Read]:
+        flights = {key_id: _Flight() for key_id in key_ids}
+        self._flights.update(flights)
+        since, at, leased = self.changes, boot_clock(), self.cache.leased
+        try:
+            for key_id, found in (await self._fetch(key_ids)).items():
+                flights[key_id].read = Read(found, since, at, leased)
+        finally:
+            for key_id, flight in flights.items():
+                if self._flights.get(key_id) is flight:
+                    del self._flights[key_id]
+                flight.done.set_result(None)
+        return {key_id: flight.read for key_id, flight in flights.items() if flight.read}
 
     async def _fetch(self, key_ids: list[str]) -> dict[str, Found | None]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from api_key_manager.core.charging import Charging, limited
 from api_key_manager.core.credits import Credits
@@ -35,7 +35,7 @@ from api_key_manager.core.ports import (
 )
 from api_key_manager.core.presented import Presented
 from api_key_manager.core.recorder import Recorder, detail_of
-from api_key_manager.core.records import Found, Records
+from api_key_manager.core.records import Found, Read, Records, boot_clock
 from api_key_manager.core.signing import parse_signature
 from api_key_manager.core.tally import Tally
 
@@ -45,6 +45,9 @@ _log = logging.getLogger(__name__)
 # An enum gives its members slowly.
 _VALID = Reason.VALID
 _QUEUE_PATIENCE = 0.1
+_ATTEMPTS = 3
+_TOO_SLOW = StorageError("the record took longer to read than it may be believed")
+_LONG_SECONDS = 1.0
 _REFUSED_NONCE = {
     ClaimResult.REPLAYED: Reason.REPLAYED,
     ClaimResult.REFUSED: Reason.UNAVAILABLE,
@@ -241,18 +244,8 @@ class Verifier:
     ) -> tuple[list[Verdict], dict[str, str | None]]:
         """The verdicts, and in which environment the keys are that were found."""
         wanted = {p.key_id: p.within for p in batch if not p.malformed}
-        keys: dict[str, Found | None] = {
-            key_id: self._warm(key_id, within) for key_id, within in wanted.items()
-        }
-        cold = {key_id for key_id, found in keys.items() if found is None}
-        since = self._records.changes
-        if cold:
-            keys.update(await self._records.read(list(cold)))
-            if self._records.changes != since or not self._records.cache.leased:
-                # What was warm before this wait may have changed during it.
-                warm = keys.keys() - cold
-                since, cold = self._records.changes, set(keys)
-                keys.update(await self._records.read(list(warm)))
+        started = boot_clock()
+        keys, cold = await self._find(wanted)
         ended = [
             key
             for key in keys.values()
@@ -260,14 +253,17 @@ class Verifier:
             and now >= key.next_end
             and not key.is_hidden(wanted[key.record.key_id])
         ]
-        if ended and await self._settle(ended, now):
+        if ended:
+            await self._settle(ended, now)
             # Writing took its time: what was read before may have changed meanwhile.
-            since, cold = self._records.changes, set(keys)
-            keys.update(await self._records.read(list(keys)))
+            keys, cold = await self._find(wanted)
+        waited = boot_clock() - started
+        if waited > _LONG_SECONDS:
+            now += waited  # ends are judged by the time of the verdict
         verdicts = [
             _malformed(presented)
             if presented.malformed
-            else self._judge(presented, keys, since if presented.key_id in cold else None, now)
+            else self._judge(presented, keys, cold.get(presented.key_id), now)
             for presented in batch
         ]
         for presented in batch:
@@ -284,6 +280,39 @@ class Verifier:
             for key_id, key in keys.items()
             if isinstance(key, OpenKey) and not key.is_hidden(wanted[key_id])
         }
+
+    async def _find(
+        self, wanted: Mapping[str, str | None]
+    ) -> tuple[dict[str, Found | None], dict[str, int]]:
+        """Each key, no older than the revocation bound when this returns, and of those that were
+        read what :attr:`Records.changes` was before that."""
+        records, reads = self._records, dict[str, Read]()
+        for _ in range(_ATTEMPTS):
+            # Everything anew after each wait, however short: also what was here before.
+            missing = [
+                key_id
+                for key_id, within in wanted.items()
+                if (
+                    not records.is_current(key_id, reads[key_id])
+                    if key_id in reads
+                    else self._warm(key_id, within) is None
+                )
+            ]
+            if not missing:
+                break
+            reads.update(await records.read(missing))
+        keys: dict[str, Found | None] = {}
+        for key_id, within in wanted.items():
+            read = reads.get(key_id)
+            found: Found | None = self._warm(key_id, within)
+            if read is not None:
+                # One that changes during every reading is judged as it was a moment ago, and not
+                # kept; one that took longer than the bound is not judged.
+                found = read.found if records.is_recent(read) else _TOO_SLOW
+            elif found is None:
+                found = _TOO_SLOW
+            keys[key_id] = found
+        return keys, {key_id: read.since for key_id, read in reads.items()}
 
     def _warm(self, key_id: str, within: str | None) -> OpenKey | None:
         """A key in memory; of one that is hidden from the caller it must cost a read to say so."""
@@ -308,12 +337,9 @@ class Verifier:
             self._records.keep(found, since)
         return verdict._replace(cached=False)
 
-    async def _settle(self, ended: list[OpenKey], now: float) -> bool:
-        """Make what has ended end for good, before anything is said about it.
-
-        Returns:
-            Whether the records should be read again; else they are judged by the clock.
-        """
+    async def _settle(self, ended: list[OpenKey], now: float) -> None:
+        """Make what has ended end for good, before anything is said about it. Where that cannot be
+        written, it is judged by the clock."""
         micros = int(now * MICROSECONDS)
         changes = [change for key in ended if (change := settle(key.record, micros)) is not None]
         try:
@@ -325,8 +351,6 @@ class Verifier:
                     await self._write([change])
         except APIKeyManagerException as error:
             _log.warning("the ends of %d keys could not be written: %s", len(ended), error)
-            return False
-        return True
 
     async def _claim(
         self,

@@ -238,7 +238,11 @@ class Front:
 
     def _problem(self, error: Exception, request: Request) -> Reply:
         problem = problem_of(error)
-        if problem.status >= 500 and (problem.status != 503 or self._may_tell_outage()):
+        # That a node is not ready is no failure of who asked whether it is.
+        told = problem.reason == "not_ready" or (
+            problem.status == 503 and not self._may_tell_outage()
+        )
+        if problem.status >= 500 and not told:
             self._report(error, request)
         return Reply(
             problem.body(request.id), problem.status, PROBLEM_TYPE.encode(), problem.headers

@@ -62,7 +62,7 @@ class Backend:
 
 
 async def open_box(
-    driver: Driver, name: str, find: Callable[..., MasterKey]
+    driver: Driver, name: str, find: Callable[..., MasterKey], *, create: bool = True
 ) -> tuple[EnvelopeBox, str, str]:
     """The box of a database, its origin, and where the master key is."""
     origin, _, _ = await driver.read(scripts.describe)
@@ -70,6 +70,9 @@ async def open_box(
     empty = await driver.read(scripts.is_empty)
     if not (known or empty):
         raise ConfigurationError(f"{name} cannot be used: its keys lost their data keys")
+    if not (known or create):
+        # Whoever comes first decides on the master key: that must be who means to.
+        raise ConfigurationError(f"{name} has no keys yet: `akm serve` or `akm db upgrade` first")
     master = find(origin, make=not known)
     if not known:
         minted = [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)]

@@ -43,6 +43,7 @@ _PRUNE_SECONDS = 30.0
 _CREDITS_SECONDS = 1.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
+_PROBE_SECONDS = 0.5
 
 
 class Deployment:
@@ -249,7 +250,10 @@ def _deployment(
     store, window = backend.store, Window()
     # Without a follower the cache has no lease: every record is read anew.
     cache = RecordCache(
-        settings.CACHE_MAX_ENTRIES, settings.CACHE_TTL_SECONDS, owned=backend.origin is None
+        settings.CACHE_MAX_ENTRIES,
+        settings.CACHE_TTL_SECONDS,
+        owned=backend.origin is None,
+        bound=settings.REVOCATION_BOUND_SECONDS,
     )
     shared = share_by_redis(settings, backend, window, cache)
     manager = KeyManager(
@@ -299,6 +303,7 @@ async def _start(deployment: Deployment) -> None:
     if deployment.shared is not None:
         await deployment.shared.prepare()
         supervisor.start("wake-ups", deployment.shared.listen)
+        supervisor.start("redis", every(_PROBE_SECONDS, deployment.shared.probe))
     observing, publish = deployment.observing, deployment.exposition.publish
     observing.start(deployment.exposition)
     if observing.publishes:

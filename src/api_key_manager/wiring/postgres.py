@@ -15,6 +15,7 @@ from api_key_manager.storage.postgres import PostgresDriver
 from api_key_manager.storage.postgres_feed import PostgresFeed
 from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
 from api_key_manager.storage.quotas import SqlQuotaStore
+from api_key_manager.storage.schema import HEAD, KNOWN
 from api_key_manager.wiring.backend import Backend, open_box
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import read_shared_master_key
@@ -33,16 +34,23 @@ async def open_postgres(
     """See :func:`~api_key_manager.wiring.backends.open_backend`."""
     url, seconds = settings.DATABASE_URL, settings.DATABASE_TIMEOUT_SECONDS
     name = name_of(url)
-    if not create and await current_of(url) is None:
+    if create:
+        # Looked for first: a database must not be made ready for nobody.
+        read_shared_master_key(settings, name, make=True)
+        await upgrade_at(url)
+    elif (schema := await current_of(url)) is None:
         raise ConfigurationError(f"{name} is empty: `akm serve` or `akm db upgrade` makes it ready")
-    await upgrade_at(url)
+    elif schema in KNOWN[:-1]:
+        raise ConfigurationError(
+            f"{name} has schema {schema}, this version needs {HEAD}: run `akm db upgrade`"
+        )
     driver = await PostgresDriver.open(
         url, connections=settings.DATABASE_CONNECTIONS, seconds=seconds
     )
     following: PostgresDriver | None = None
     try:
         find = partial(read_shared_master_key, settings)
-        box, origin, where = await open_box(driver, name, find)
+        box, origin, where = await open_box(driver, name, find, create=create)
         observe = observing.meter.operation
         store = SqlStore(driver, observe=observe)
         nonces = SqlNonceStore(driver, observe=observe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from typing import Final
 
 from api_key_manager.cache import Window
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 _CALL_SECONDS: Final = 0.5
 # The database is asked instead, which takes no longer.
 _CACHE_SECONDS: Final = 0.1
+_NEVER: Final = re.compile(r"refuses with (ERR|NOAUTH|NOPERM|WRONGPASS)\b")
 
 
 class SharedByRedis:
@@ -85,13 +87,27 @@ class SharedByRedis:
             await self._redis.publish(self._channel, b"")
 
     async def prepare(self) -> None:
-        """Make ready for nonces, and warn of what could lose them."""
+        """Make ready for nonces, and warn of what could lose them.
+
+        Raises:
+            ConfigurationError: Redis refuses what the URL says, which no waiting mends.
+        """
         try:
             warning = await self.nonces.prepare()
         except StorageError as error:
+            # A refused greeting is told as a lost connection, with the refusal in words.
+            if _NEVER.search(str(error)):
+                raise ConfigurationError(f"REDIS_URL: {error}") from None
             warning = f"Redis cannot be used yet: {error}"
         if warning is not None:
             _log.warning("%s", warning)
+
+    async def probe(self) -> None:
+        """See that both connections work, so that a quiet node knows it too."""
+        for redis in self.connections:
+            if redis.problem is None:
+                with contextlib.suppress(StorageError):
+                    await redis.call("PING")
 
     async def listen(self) -> None:
         """Pass on what other nodes announce, until cancelled."""
