@@ -111,6 +111,54 @@ async def test_revisions(backend):
     assert {r.mac == backend.box.record_mac(r) for r in first + again} == {True}
 
 
+@pytest.mark.parametrize("count", [1, 3, 300])
+async def test_many_changes_at_once(backend, count: int):
+    """New keys and changes of old ones go together: revisions without a gap in their order, each
+    with its own values, versions and events."""
+    store, seal = backend.store, backend.box.record_mac
+    old, new = [new_id() for _ in range(count)], [new_id() for _ in range(count)]
+    made = await store.apply([created(key_id) for key_id in old], seal)
+    wanted, events = [], []
+    for i, record in enumerate(made):
+        rotated = (
+            KeyVersion(2, 6, sealed=b"%d" % i),
+            replace(record.versions[0], ended=True, sealed=None),
+        )
+        events += [AuditEvent(6, f"old-{new[0]}-{i}"), AuditEvent(6, f"new-{new[0]}-{i}")]
+        changed = replace(record, owner=f"o{i}", updated_at=6, versions=rotated)
+        wanted += [
+            Change(changed, record.revision, [events[-2]]),
+            created(new[i], events[-1], owner=f"n{i}"),
+        ]
+    done = await store.apply(wanted, seal)
+    first = done[0].revision
+    assert [r.revision for r in done] == list(range(first, first + 2 * count))
+    assert [r.key_id for r in done] == [c.record.key_id for c in wanted]
+    assert await store.load([r.key_id for r in done]) == done
+    assert [r.owner for r in done[::2]] == [f"o{i}" for i in range(count)]
+    assert [r.versions for r in done[::2]] == [
+        (KeyVersion(2, 6, sealed=b"%d" % i),) for i in range(count)
+    ]
+    assert [v.version for v in await store.versions(old[-1])] == [2, 1]
+    newest = await store.find_audit(AuditQuery(limit=2 * count))
+    assert newest.items == events[::-1]
+
+
+async def test_one_key_twice_at_once(backend):
+    """The second change builds on the first, or is refused like any other that does not."""
+    store, seal = backend.store, backend.box.record_mac
+    key_id = new_id()
+    with pytest.raises(KeyExistsError):
+        await store.apply([created(key_id), created(key_id)], seal)
+    with pytest.raises(ConflictError):
+        await store.apply([created(key_id), Change(simple(key_id), 0)], seal)
+    (before,) = await store.apply([created(new_id())], seal)
+    again = Change(simple(key_id, owner="last"), before.revision + 1)
+    done = await store.apply([created(key_id), again], seal)
+    assert await store.load([key_id]) == done[1:]
+    assert [v.version for v in await store.versions(key_id)] == [1]
+
+
 async def test_reading_and_recording_bump_nothing(backend):
     """Only changes take a revision."""
     key_id = new_id()

@@ -141,12 +141,16 @@ async def test_pruned_after_their_end_only(place):
 
 
 async def test_pruning_goes_in_pieces(place):
-    """However many nonces have ended, one transaction removes at most a thousand."""
+    """However many nonces have ended, one transaction removes at most 256."""
     async with place.open(background=False) as deployment:
         store = SqlNonceStore(deployment.manager.store.driver)
-        claims = [Claim(f"k{i % 3}", fresh(), 1, 10, float("inf")) for i in range(2500)]
+        claims = [Claim(f"k{i % 3}", fresh(), 1, 10, float("inf")) for i in range(600)]
         assert set(await store.claim(claims, 1, 60)) == {ClaimResult.TAKEN}
-        assert [await store.prune(11) for _ in range(4)] == [1000, 1000, 500, 0]
+        live = [Claim("k0", fresh(), 1, 11, float("inf"))]
+        assert await store.claim(live, 1, 60) == [ClaimResult.TAKEN]
+        assert [await store.prune(11) for _ in range(4)] == [256, 256, 88, 0]
+        assert place.sql("SELECT key_id, held FROM nonce_counts") == [("k0", 1)]
+        assert [await store.prune(12) for _ in range(2)] == [1, 0]
         assert place.sql("SELECT * FROM nonce_counts") == []
 
 

@@ -13,6 +13,7 @@ from api_key_manager.core.exceptions import (
     APIKeyManagerException,
     ConflictError,
     KeyNotFoundError,
+    StorageError,
     ValidationError,
 )
 from api_key_manager.core.inputs import (
@@ -47,7 +48,8 @@ from api_key_manager.core.tokens import (
 __all__ = ["KeyLifeCycle", "ReceiptOf"]
 
 _log = logging.getLogger(__name__)
-_CHUNK = 500
+_REVOKED_TOGETHER = 100
+_SWEPT_TOGETHER = 500
 _IDS_SHOWN = 1000
 
 ReceiptOf = Callable[[dict[str, Any]], Receipt | None]
@@ -252,13 +254,14 @@ class KeyLifeCycle(Changing):
 
         Raises:
             ValidationError: no filter, or one that is not allowed.
+            StorageError: the store is away; what was revoked until then stays revoked.
         """
         reason = check_text("reason", reason, 256)
         if not any(value is not None for value in filters.values()):
             raise ValidationError("filter: name at least one, all keys at once are never meant")
         query = key_query(
-            filters, realm=realm, cursor=None, limit=_CHUNK, now=self._now(),
-            within=self.environment,
+            filters, realm=realm, cursor=None, limit=_REVOKED_TOGETHER,
+            now=self._now(), within=self.environment,
         )  # fmt: skip
         step = self._revocation(reason, None, by)
         matched = revoked = 0
@@ -279,14 +282,24 @@ class KeyLifeCycle(Changing):
             query = replace(query, after=page.next_cursor)
 
     async def _revoke_all(self, records: list[ApiKey], step: Step, realm: str) -> int:
-        """One transaction for all; key by key where somebody was faster."""
         now = self._now()
         changes = [change for record in self._intact(records) if (change := step(record, now))]
+        return await self._revoke_together(changes, step, realm) if changes else 0
+
+    async def _revoke_together(self, changes: list[Change], step: Step, realm: str) -> int:
+        """One transaction for all; key by key where somebody was faster, and half by half where
+        the store could not do so many in its time."""
         try:
-            if changes:
-                await self._write(changes)
+            await self._write(changes)
         except ConflictError:
             return sum([await self._revoke_one(change, step, realm) for change in changes])
+        except StorageError as error:
+            # One that cannot do even one change is away; what may have been done is not repeated.
+            if error.uncertain or self.closed or len(changes) == 1:
+                raise
+            middle = len(changes) // 2
+            done = await self._revoke_together(changes[:middle], step, realm)
+            return done + await self._revoke_together(changes[middle:], step, realm)
         return len(changes)
 
     async def _revoke_one(self, change: Change, step: Step, realm: str) -> bool:
@@ -317,7 +330,7 @@ class KeyLifeCycle(Changing):
         await self._change(key_id, realm, step, self._stored)
         return True
 
-    async def sweep(self, limit: int = _CHUNK) -> int:
+    async def sweep(self, limit: int = _SWEPT_TOGETHER) -> int:
         """Write down what has ended by the clock; returns how many keys that was."""
         now = self._now()
         due = self._intact(await self.store.ending(now, limit))

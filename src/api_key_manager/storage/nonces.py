@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, repeat
 
-from sqlalchemy import BindParameter, bindparam, select
+from sqlalchemy import BindParameter, bindparam, select, tuple_
 
-from api_key_manager.connections import Script, Statement
+from api_key_manager.connections import Many, Script, Statement
 from api_key_manager.connections.tables import deployment, nonce_counts, nonces
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import Claim, ClaimResult
@@ -17,7 +19,7 @@ from api_key_manager.storage.timing import Observe, untold, writes
 __all__ = ["SqlNonceStore"]
 
 MAX_NONCES_PER_KEY = 100_000
-_PRUNE_ROWS = 1000
+_PRUNE_ROWS = 256
 
 _KEY: BindParameter[str] = bindparam("b_key_id")
 _HELD = Statement(select(nonce_counts.c.held).where(nonce_counts.c.key_id == _KEY))
@@ -34,21 +36,37 @@ _COUNT = Statement(
     .values(held=nonce_counts.c.held + bindparam("b_change"))
 )
 _PRUNED_TO = Statement(select(deployment.c.nonces_pruned_to))
+_BEFORE: BindParameter[int] = bindparam("b_before")
 _NOTE_PRUNED = Statement(
     deployment.update()
     .where(deployment.c.nonces_pruned_to < bindparam("b_now"))
     .values(nonces_pruned_to=bindparam("b_now"))
 )
-_ENDED = Statement(
+_ANY_ENDED = Statement(select(nonces.c.key_id).where(nonces.c.expires_at < _BEFORE).limit(1))
+# What another process is about to remove is left to it, and each removes in one order: none waits.
+_ENDED = (
     select(nonces.c.key_id, nonces.c.nonce)
-    .where(nonces.c.expires_at < bindparam("b_before"))
-    .limit(bindparam("b_limit"))
+    .where(nonces.c.expires_at < _BEFORE)
+    .order_by(nonces.c.expires_at, nonces.c.key_id, nonces.c.nonce)
+    .limit(_PRUNE_ROWS)
+    .with_for_update(skip_locked=True)
+    .cte("ended_nonces")
 )
-_DELETE = Statement(
-    nonces.delete().where(nonces.c.key_id == _KEY, nonces.c.nonce == bindparam("b_nonce"))
+_REMOVE = Statement(
+    nonces.delete()
+    .where(tuple_(nonces.c.key_id, nonces.c.nonce).in_(select(_ENDED)))
+    .returning(nonces.c.key_id)
 )
-_DELETE_COUNT = Statement(
-    nonce_counts.delete().where(nonce_counts.c.key_id == _KEY, nonce_counts.c.held <= 0)
+_LOWER = Statement(
+    nonce_counts.insert(),
+    tail=" ON CONFLICT (key_id) DO UPDATE SET held = nonce_counts.held + excluded.held",
+)
+_SOME_KEYS = [f"b_key_{i}" for i in range(_PRUNE_ROWS)]
+_DELETE_COUNTS = Statement(
+    nonce_counts.delete().where(
+        nonce_counts.c.key_id.in_([bindparam(name) for name in _SOME_KEYS]),
+        nonce_counts.c.held <= 0,
+    )
 )
 
 
@@ -95,8 +113,14 @@ class SqlNonceStore:
         return birth
 
     async def prune(self, now: float) -> int:
-        """Forget nonces that can no longer be presented; returns how many."""
-        return await self._driver.write(_prune, int(now))
+        """Forget some nonces that can no longer be presented; returns how many."""
+        before = int(now)
+        if not await self._driver.read(_any_ended, before):
+            return 0
+        # Known to all before anything is forgotten, and by itself: who changes a key waits for the
+        # row that it stands in.
+        await self._driver.write(_note_pruned, before)
+        return await self._driver.write(_prune, before)
 
 
 def _claim_all(claims: Sequence[Claim], most: int) -> Script[list[ClaimResult]]:
@@ -124,15 +148,21 @@ def _claim(claim: Claim, most: int) -> Script[ClaimResult]:
     return ClaimResult.TAKEN
 
 
-def _prune(now: int) -> Script[int]:
-    ended = yield _ENDED(b_before=now, b_limit=_PRUNE_ROWS)
-    if ended:
-        yield _NOTE_PRUNED(b_now=now)
-    counts: dict[str, int] = {}
-    for key_id, nonce in ended:
-        counts[key_id] = counts.get(key_id, 0) + 1
-        yield _DELETE(b_key_id=key_id, b_nonce=nonce)
-    for key_id, count in counts.items():
-        yield _COUNT(b_key_id=key_id, b_change=-count)
-        yield _DELETE_COUNT(b_key_id=key_id)
-    return len(ended)
+def _any_ended(before: int) -> Script[bool]:
+    return bool((yield _ANY_ENDED(b_before=before)))
+
+
+def _note_pruned(now: int) -> Script[None]:
+    yield _NOTE_PRUNED(b_now=now)
+
+
+def _prune(before: int) -> Script[int]:
+    removed = yield _REMOVE(b_before=before)
+    if not removed:
+        return 0
+    # Only what this very statement removed: several processes prune at once.
+    counts = sorted(Counter(key_id for (key_id,) in removed).items())
+    yield Many(_LOWER, [(key_id, -count) for key_id, count in counts])
+    padded = chain((key_id for key_id, _ in counts), repeat(counts[0][0]))
+    yield _DELETE_COUNTS(**dict(zip(_SOME_KEYS, padded)))  # noqa: B905 - one is endless
+    return len(removed)

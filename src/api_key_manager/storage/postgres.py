@@ -45,6 +45,7 @@ _AWAY_SECONDS: Final = 0.5
 # The server gives up a little earlier than we do: so it can be told from one that is silent.
 _SERVER_SHARE: Final = 0.9
 _ALIVE_SECONDS: Final = 10.0
+_FEW_ROWS: Final = 16
 
 
 class _Passing(Exception):  # noqa: N818 - no error of its own: it carries one
@@ -318,7 +319,8 @@ class PostgresDriver:
         target = step.statement.target()
         if not step.rows:
             return
-        if target is not None:
+        # A few rows take one trip there and back by INSERT, and three by COPY.
+        if target is not None and len(step.rows) > _FEW_ROWS:
             table, columns = target
             await connection.copy_records_to_table(table, records=step.rows, columns=columns)
         else:

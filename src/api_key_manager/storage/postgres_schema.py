@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,8 +20,14 @@ from api_key_manager.storage.schema import HEAD, KNOWN, check_version
 
 __all__ = ["current_of", "name_of", "upgrade_at"]
 
+_log = logging.getLogger(__name__)
 _CONNECT_SECONDS: Final = 10.0
 _MIGRATE_SECONDS: Final = 600.0
+# A statement that waits for a table holds up everybody who comes to it later, readers too: it gives
+# up soon, lets them through, and comes again.
+_LOCK_SECONDS: Final = 2
+_PAUSE_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 120.0
 # Of advisory locks: whoever migrates holds it to the end of the transaction.
 _LOCK: Final = 0x616B6D_6D6967
 
@@ -73,15 +81,43 @@ async def upgrade_at(url: str) -> bool:
     """Run the migrations that are missing, in one transaction; says whether there were any.
 
     A newer schema that this code may run on is left as it is. Of several nodes that start at once
-    one migrates, and the others wait for it.
+    one migrates, and the others wait for it. A table that somebody uses for long, as a backup does,
+    is waited for two minutes, in short pieces.
 
     Raises:
         ConfigurationError: it is no database of this software, or a newer one.
-        StorageError: it cannot be read or changed.
+        StorageError: it cannot be read or changed, or is in use for too long.
     """
     found = await current_of(url)
     if found is not None and (found == HEAD or found not in KNOWN):
         return False
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + _PATIENCE_SECONDS
+    told = False
+    while True:
+        try:
+            await _migrate(url)
+        except asyncpg.LockNotAvailableError:
+            if clock() > deadline:
+                raise StorageError(
+                    f"the database cannot be migrated: for {_PATIENCE_SECONDS:g} s another"
+                    " transaction has been using its tables; when it has ended (a backup? see"
+                    " pg_stat_activity), start again or run: akm db upgrade"
+                ) from None
+            if not told:
+                told = True
+                _log.warning(
+                    "the migration waits up to %g s for a transaction that uses the tables",
+                    _PATIENCE_SECONDS,
+                )
+            await asyncio.sleep(_PAUSE_SECONDS)
+        except ERRORS as error:
+            raise storage_error(error) from None
+        else:
+            return True
+
+
+async def _migrate(url: str) -> None:
     # Slow to import, and needed once per schema version.
     from sqlalchemy import exc, text
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -95,17 +131,15 @@ async def upgrade_at(url: str) -> bool:
     try:
         async with engine.begin() as connection:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
             await connection.run_sync(migrate)
     except exc.DBAPIError as error:
         cause = getattr(error.orig, "__cause__", None)
         if not isinstance(cause, ERRORS):
             raise StorageError("the database cannot be migrated") from None
-        raise storage_error(cause) from None
-    except ERRORS as error:
-        raise storage_error(error) from None
+        raise cause from None
     finally:
         await engine.dispose()
-    return True
 
 
 async def _connect(url: str) -> Any:

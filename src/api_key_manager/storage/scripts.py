@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain, repeat
@@ -12,6 +12,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Select,
+    Table,
     and_,
     bindparam,
     case,
@@ -63,6 +64,13 @@ _KEY: BindParameter[str] = bindparam("b_key_id")
 _KEY_WIDTH = len(KEY_COLUMNS)
 _MOST_IDS: Final = 256
 
+
+def _or_update(table: Table) -> str:
+    """The end of an insert that writes over the row that is there."""
+    columns = ", ".join(f"{c.name} = excluded.{c.name}" for c in table.columns if not c.primary_key)
+    return f" ON CONFLICT ({', '.join(c.name for c in table.primary_key)}) DO UPDATE SET {columns}"
+
+
 _RECORDS = (
     select(*KEY_COLUMNS, *VERSION_COLUMNS)
     .outerjoin_from(keys, key_uses, key_uses.c.key_id == keys.c.key_id)
@@ -73,8 +81,10 @@ _RECORDS = (
 )
 # Hot: one indexed look-up for a key and its live versions.
 _LOAD = Statement(_RECORDS.where(keys.c.key_id == _KEY).order_by(key_versions.c.version.desc()))
-_NEXT_REVISION = Statement(
-    deployment.update().values(revision=deployment.c.revision + 1).returning(deployment.c.revision)
+_TAKE_REVISIONS = Statement(
+    deployment.update()
+    .values(revision=deployment.c.revision + bindparam("b_count"))
+    .returning(deployment.c.revision)
 )
 _DEPLOYMENT = Statement(
     select(deployment.c.origin, deployment.c.revision, deployment.c.nonce_birth)
@@ -83,24 +93,16 @@ _NOTIFY = Statement(select(func.pg_notify(WAKE_CHANNEL, "")), only="postgresql")
 # Held to commit, so that the ids of events are in the order in which they become visible: a
 # reader that follows the log by id misses none. SQLite has one writer at a time.
 _LOCK_LOG = Statement(select(func.pg_advisory_xact_lock(LOG_LOCK)), only="postgresql")
-_STORED_REVISION = Statement(select(keys.c.revision).where(keys.c.key_id == _KEY))
-_INSERT_KEY = Statement(keys.insert())
-_UPDATE_KEY = Statement(
-    keys.update().where(keys.c.key_id == _KEY),
-    [name for name in keys.columns.keys() if name != "key_id"],  # noqa: SIM118 - no dict
-)
-_DROP_VERSION = Statement(
-    key_versions.delete().where(
-        key_versions.c.key_id == _KEY, key_versions.c.version == bindparam("b_version")
-    )
-)
-_INSERT_VERSION = Statement(key_versions.insert())
+_INSERT_KEYS = Statement(keys.insert())
+# Each in one statement for any number of rows, which no UPDATE of different values is.
+_UPDATE_KEYS = Statement(keys.insert(), tail=_or_update(keys))
+_PUT_VERSIONS = Statement(key_versions.insert(), tail=_or_update(key_versions))
 _VERSIONS = Statement(
     select(*VERSION_COLUMNS)
     .where(key_versions.c.key_id == _KEY)
     .order_by(key_versions.c.version.desc())
 )
-_INSERT_CHANGE = Statement(changes.insert())
+_INSERT_CHANGES = Statement(changes.insert())
 _INSERT_EVENT = Statement(
     audit_events.insert(),
     [name for name in audit_events.columns.keys() if name != "id"],  # noqa: SIM118 - no dict
@@ -140,10 +142,35 @@ _INSERT_WRAPPED = Statement(keyring.insert())
 @lru_cache(maxsize=16)
 def _load_some(count: int) -> tuple[Statement, tuple[str, ...]]:
     """The same look-up of many keys, and the names of its parameters."""
-    names = tuple(f"b_key_{i}" for i in range(count))
-    some = keys.c.key_id.in_([bindparam(name) for name in names])
+    names, some = _any_of(count)
     newest_first = (keys.c.key_id, key_versions.c.version.desc())
     return Statement(_RECORDS.where(some).order_by(*newest_first)), names
+
+
+@lru_cache(maxsize=16)
+def _revisions_of_some(count: int) -> tuple[Statement, tuple[str, ...]]:
+    """The revisions of many keys, tombstones too, and the names of the parameters."""
+    names, some = _any_of(count)
+    return Statement(select(keys.c.key_id, keys.c.revision).where(some)), names
+
+
+def _any_of(count: int) -> tuple[tuple[str, ...], ColumnElement[bool]]:
+    names = tuple(f"b_key_{i}" for i in range(count))
+    return names, keys.c.key_id.in_([bindparam(name) for name in names])
+
+
+def _by_id(
+    make: Callable[[int], tuple[Statement, tuple[str, ...]]], key_ids: Sequence[str]
+) -> Script[Rows]:
+    """The rows of many keys, by a statement that is made for a number of them."""
+    rows: Rows = []
+    for at in range(0, len(key_ids), _MOST_IDS):
+        some = key_ids[at : at + _MOST_IDS]
+        # In powers of two, so that few different statements are ever prepared.
+        statement, names = make(1 << (len(some) - 1).bit_length())
+        padded = chain(some, repeat(some[0]))
+        rows += yield statement(**dict(zip(names, padded)))  # noqa: B905 - one is endless
+    return rows
 
 
 def load(key_id: str) -> Script[ApiKey | None]:
@@ -156,13 +183,8 @@ def load_many(key_ids: Sequence[str]) -> Script[list[ApiKey | None]]:
     if len(key_ids) == 1:
         return [(yield from load(key_ids[0]))]
     rows: dict[str, Rows] = {}
-    for at in range(0, len(key_ids), _MOST_IDS):
-        some = key_ids[at : at + _MOST_IDS]
-        # In powers of two, so that few different statements are ever prepared.
-        statement, names = _load_some(1 << (len(some) - 1).bit_length())
-        padded = chain(some, repeat(some[0]))
-        for row in (yield statement(**dict(zip(names, padded)))):  # noqa: B905 - one is endless
-            rows.setdefault(row[0], []).append(row)
+    for row in (yield from _by_id(_load_some, key_ids)):
+        rows.setdefault(row[0], []).append(row)
     return [_record(rows.get(key_id, [])) for key_id in key_ids]
 
 
@@ -175,10 +197,17 @@ def _record(rows: Rows) -> ApiKey | None:
 
 
 def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Script[list[ApiKey]]:
-    """All changes with their revisions, feed rows, events and receipt."""
-    done = []
-    for change in wanted:
-        done.append((yield from _apply_one(change, seal)))
+    """All changes with their revisions, feed rows, events and receipt.
+
+    In a dozen statements however many changes there are: whoever else writes waits meanwhile.
+    """
+    # Taking the revisions first also puts writers in a line until commit.
+    last = (yield _TAKE_REVISIONS(b_count=len(wanted)))[0][0]
+    key_ids = list(dict.fromkeys(change.record.key_id for change in wanted))
+    rows = yield from _by_id(_revisions_of_some, key_ids)
+    stored: dict[str, int] = {row[0]: row[1] for row in rows}
+    done = _decide(wanted, stored, last - len(wanted) + 1, seal)
+    yield from _put(wanted, done, stored)
     yield _NOTIFY()
     if receipt is not None:
         kept = yield _KEEP_ANSWER(
@@ -190,32 +219,48 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
     return done
 
 
-def _apply_one(change: Change, seal: Seal) -> Script[ApiKey]:
-    # Taking the revision first also puts writers in a line until commit.
-    rows = yield _NEXT_REVISION()
-    revision = rows[0][0]
-    key_id = change.record.key_id
-    stored = yield _STORED_REVISION(b_key_id=key_id)
-    if change.expected_revision is None:
-        if stored:
-            raise KeyExistsError("key_id: this id is taken")
-    elif not stored or stored[0][0] != change.expected_revision:
-        raise ConflictError("the key was changed by somebody else meanwhile")
-    live = tuple(version for version in change.record.versions if not version.ended)
-    record = replace(change.record, revision=revision, versions=live)
-    record = replace(record, mac=seal(record))
-    values = key_values(record)
-    if stored:
-        yield _UPDATE_KEY(b_key_id=key_id, **values)
-    else:
-        yield _INSERT_KEY(**values)
-    for version in change.record.versions:
-        yield _DROP_VERSION(b_key_id=key_id, b_version=version.version)
-        yield _INSERT_VERSION(**version_values(key_id, version))
-    yield _INSERT_CHANGE(revision=revision, key_id=key_id, changed_at=record.updated_at)
+def _decide(
+    wanted: Sequence[Change], stored: Mapping[str, int], first: int, seal: Seal
+) -> list[ApiKey]:
+    """The records that are to be, if each change was made of what is there."""
+    done, revisions = [], dict(stored)
+    for revision, change in enumerate(wanted, first):
+        key_id = change.record.key_id
+        found = revisions.get(key_id)
+        if change.expected_revision is None:
+            if found is not None:
+                raise KeyExistsError("key_id: this id is taken")
+        elif found != change.expected_revision:
+            raise ConflictError("the key was changed by somebody else meanwhile")
+        live = tuple(version for version in change.record.versions if not version.ended)
+        record = replace(change.record, revision=revision, versions=live)
+        done.append(replace(record, mac=seal(record)))
+        revisions[key_id] = revision
+    return done
+
+
+def _put(
+    wanted: Sequence[Change], done: Sequence[ApiKey], stored: Mapping[str, int]
+) -> Script[None]:
+    # Of a key that is changed twice here, what it is in the end.
+    records = {record.key_id: _row(keys, key_values(record)) for record in done}
+    versions = {
+        (change.record.key_id, version.version): _row(
+            key_versions, version_values(change.record.key_id, version)
+        )
+        for change in wanted
+        for version in change.record.versions
+    }
+    yield Many(_INSERT_KEYS, [row for key_id, row in records.items() if key_id not in stored])
+    yield Many(_UPDATE_KEYS, [row for key_id, row in records.items() if key_id in stored])
+    yield Many(_PUT_VERSIONS, list(versions.values()))
+    yield Many(_INSERT_CHANGES, [(r.revision, r.key_id, r.updated_at) for r in done])
     yield _LOCK_LOG()
-    yield Many(_INSERT_EVENT, change.events)
-    return record
+    yield Many(_INSERT_EVENT, [event for change in wanted for event in change.events])
+
+
+def _row(table: Table, values: Mapping[str, Any]) -> list[Any]:
+    return [values[column.name] for column in table.columns]
 
 
 def record_events(events: Sequence[AuditEvent], used: Mapping[str, Use]) -> Script[None]:

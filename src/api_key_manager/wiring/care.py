@@ -20,6 +20,7 @@ from api_key_manager.core.records import open_record
 from api_key_manager.storage import SqliteDriver, SqlStore, scripts
 from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
+from api_key_manager.wiring.limits import unshared_between_nodes
 from api_key_manager.wiring.places import database_path
 
 __all__ = ["Finding", "backup", "diagnose", "upgrade"]
@@ -134,6 +135,9 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("ok", "master key", f"{deployment.master_key} opens the database")
             for finding in _files(settings, path, deployment):
                 yield finding
+            limits = await unshared_between_nodes(settings, deployment.manager.store)
+            if limits is not None:
+                yield Finding("warning", "rate limits", limits)
             async for finding in _records(deployment):
                 yield finding
     except (ConfigurationError, EncryptionError) as error:

@@ -28,6 +28,7 @@ from api_key_manager.wiring.limits import (
     default_limits,
     limits_are_shared,
     refuse_unshared_limits,
+    warn_of_unshared_limits,
 )
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import key_path
@@ -285,6 +286,7 @@ def _deployment(
 async def _start(deployment: Deployment) -> None:
     manager, supervisor, settings = deployment.manager, deployment.supervisor, deployment.settings
     store, backend = manager.store, deployment.backend
+    await warn_of_unshared_limits(settings, store)
     if backend.feed is not None:
         deployment.follower = Follower(
             backend.feed,

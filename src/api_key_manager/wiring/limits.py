@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.ports import KeyStore
 from api_key_manager.storage import SqlStore, scripts
 
-__all__ = ["default_limits", "limits_are_shared", "refuse_unshared_limits"]
+__all__ = [
+    "default_limits",
+    "limits_are_shared",
+    "refuse_unshared_limits",
+    "unshared_between_nodes",
+    "warn_of_unshared_limits",
+]
+
+_log = logging.getLogger(__name__)
 
 
 def default_limits(settings: Settings) -> tuple[RateLimit, ...]:
@@ -47,3 +57,27 @@ async def refuse_unshared_limits(settings: Settings, workers: int, store: KeySto
                 f" themselves: set REDIS_URL, or use WORKERS=1, or take them away with"
                 f" akm keys update {one} --no-rate-limits"
             )
+
+
+async def unshared_between_nodes(settings: Settings, store: KeyStore) -> str | None:
+    """What is to be said of limits on a database that other nodes may use too, when each node
+    would count for itself; ``None`` when nothing is."""
+    if not settings.on_network or settings.REDIS_URL:
+        return None
+    if settings.RATE_LIMIT_ENABLED:
+        what = "RATE_LIMIT_ENABLED=true"
+    elif isinstance(store, SqlStore) and (count := (await store.driver.read(scripts.limited))[0]):
+        what = f"{count} {'key has' if count == 1 else 'keys have'} rate limits"
+    else:
+        return None
+    return (
+        f"{what}, and without REDIS_URL each node counts for itself: several nodes let through as"
+        " many times more"
+    )
+
+
+async def warn_of_unshared_limits(settings: Settings, store: KeyStore) -> None:
+    """Tell the log once, at the start. It is not refused: there may be only this node."""
+    problem = await unshared_between_nodes(settings, store)
+    if problem is not None:
+        _log.warning("%s", problem)
