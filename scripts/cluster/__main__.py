@@ -19,20 +19,19 @@ from scripts.cluster.whole import Cluster, Ports
 
 _FOLDER = Path("data/cluster")
 _LOOK_SECONDS = 0.5
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends it in good order."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cluster; returns the exit code."""
     given = _parse(arguments)
     stop = Event()
-    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for sig in SIGNALS:
         signal.signal(sig, lambda *_: stop.set())
     try:
-        if given.fresh:
-            Cluster.empty(given.folder)
-        cluster = Cluster(
-            given.folder, Ports.from_first(given.port, given.nodes), workers=given.workers
-        )
+        ports = Ports.from_first(given.port, given.nodes)
+        cluster = Cluster(given.folder, ports, workers=given.workers, fresh=given.fresh)
         _say("starting PostgreSQL, Redis, the nodes and nginx")
         with cluster:
             print(_greeting(cluster), flush=True)
@@ -76,9 +75,10 @@ def _between(text: str, least: int, most: int) -> int:
 def _greeting(cluster: Cluster) -> str:
     ports, folder = cluster.ports, cluster.folder
     nodes = ", ".join(cluster.node_urls)
+    workers = cluster.environment["WORKERS"]
     rows = {
         "nginx": cluster.url,
-        "nodes": f"{nodes}, {cluster.environment['WORKERS']} workers each",
+        "nodes": f"{nodes}, {workers} worker{'s' * (workers != '1')} each",
         "PostgreSQL": f"127.0.0.1:{ports.postgres}, data in {cluster.postgres.folder}",
         "Redis": f"127.0.0.1:{ports.redis}, data in {folder / 'redis'}",
         "logs": str(folder / "logs"),

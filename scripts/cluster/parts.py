@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scripts.cluster.accounts import Account
+from scripts.cluster.claims import marked, way_out
 from scripts.cluster.errors import ClusterError
 
 __all__ = ["Part", "free_port", "listens", "refuse_taken"]
@@ -25,7 +27,7 @@ class Part:
     Args:
         name: for people.
         command: the program and its arguments.
-        log: what it prints goes here.
+        log: what it prints goes here; its process id beside it.
         ready: whether it answers; asked until it does.
         environment: of the process; this one's when left out.
         stop_signal: what ends it in good order.
@@ -74,7 +76,7 @@ class Part:
         """Start it, without waiting."""
         who = self._user
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as output:
+        with self.log.open("ab") as output, marked(self.log) as mark:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -85,7 +87,9 @@ class Part:
                 extra_groups=None if who is None else [],
                 # Ctrl-C is for this process, which stops all in order.
                 start_new_session=True,
+                pass_fds=[mark],
             )  # fmt: skip
+            os.write(mark, str(self._process.pid).encode())
 
     def wait(self) -> None:
         """Wait until it answers.
@@ -153,7 +157,10 @@ def listens(port: int) -> bool:
 
 
 def refuse_taken(ports: Mapping[str, int]) -> None:
-    """Look before anything is started.
+    """Look before anything is written or started.
+
+    Args:
+        ports: of each part; the first is the one that the others follow.
 
     Raises:
         ClusterError: a port is in use.
@@ -161,6 +168,6 @@ def refuse_taken(ports: Mapping[str, int]) -> None:
     for name, port in ports.items():
         if listens(port):
             raise ClusterError(
-                f"port {port} for {name} is in use, perhaps by another cluster or server:"
-                " stop it, or choose another first port, as in make cluster ARGS='--port 6000'"
+                f"port {port} for {name} is in use, perhaps by another cluster or server: stop it,"
+                f" or {way_out(next(iter(ports.values())))}"
             )

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from scripts.cluster.accounts import elsewhere
+from scripts.cluster.claims import Claim
 from scripts.cluster.errors import ClusterError
 from scripts.cluster.gateway import Gateway
 from scripts.cluster.material import Material
@@ -52,9 +53,16 @@ class Ports(NamedTuple):
         gateway, postgres, redis, *others = found
         return cls(gateway, tuple(others), postgres, redis)
 
+    def named(self) -> dict[str, int]:
+        """By the part that listens there, nginx first."""
+        nodes = {f"node {number}": port for number, port in enumerate(self.nodes, 1)}
+        return {"nginx": self.gateway, **nodes, "PostgreSQL": self.postgres, "Redis": self.redis}
+
 
 class Cluster:
     """PostgreSQL, Redis, nodes and nginx, from the start to the end of a ``with`` block.
+
+    The folder is its own from here on until it is stopped; nobody else's data there is touched.
 
     Args:
         folder: holds everything; what is there from an earlier start is used again.
@@ -62,9 +70,11 @@ class Cluster:
         workers: of each node.
         settings: of every node, over those that make it part of the cluster.
         durable: ``False`` lets PostgreSQL skip the disk's flushes: for tests that cut no power.
+        fresh: forget what is there from an earlier start, once nothing else stands in the way.
 
     Raises:
         MissingProgramError: one of the programs is not installed.
+        ClusterError: one line about who has the folder or a port, or why it cannot be used.
     """
 
     def __init__(
@@ -75,10 +85,29 @@ class Cluster:
         workers: int = 2,
         settings: Mapping[str, str] | None = None,
         durable: bool = True,
+        fresh: bool = False,
     ) -> None:
         require()
         self.folder = folder.absolute()
         self.ports = ports
+        try:
+            self._claim = Claim(self.folder, ports.gateway)
+            try:
+                # Before anything is removed or written: a start that fails changes nothing.
+                refuse_taken(ports.named())
+                if fresh:
+                    _remove(self.folder)
+                self._make_parts(workers, settings or {}, durable=durable)
+            except BaseException:
+                self._claim.release()
+                raise
+        except OSError as error:
+            raise ClusterError(
+                f"{self.folder} cannot be used as a folder: {error.strerror} ({error.filename})"
+            ) from None
+
+    def _make_parts(self, workers: int, settings: Mapping[str, str], *, durable: bool) -> None:
+        ports = self.ports
         self.material = Material(self.folder / "keys")
         logs = self.folder / "logs"
         self.postgres = Postgres(
@@ -101,7 +130,7 @@ class Cluster:
             "TRUSTED_PROXIES": "127.0.0.1",
             "TLS_CERT": "",
             "TLS_KEY": "",
-            **(settings or {}),
+            **settings,
         }
         self.nodes = [
             Part(
@@ -119,10 +148,14 @@ class Cluster:
 
     @staticmethod
     def empty(folder: Path) -> None:
-        """Remove what a cluster made there, and nothing else."""
-        for made in (*(folder / name for name in _FOLDERS), elsewhere(folder / "postgres")):
-            if made.is_dir() and not made.is_symlink():
-                shutil.rmtree(made)
+        """Remove what a cluster made there, and nothing else.
+
+        Raises:
+            ClusterError: it runs.
+        """
+        folder = folder.absolute()
+        with Claim(folder):
+            _remove(folder)
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -141,13 +174,8 @@ class Cluster:
         """Start all, and wait until all answer. What was started is stopped when one cannot be.
 
         Raises:
-            ClusterError: one line about the port, or the end of the log of the part.
+            ClusterError: the end of the log of the part.
         """
-        ports = self.ports
-        named = {f"node {number}": port for number, port in enumerate(ports.nodes, 1)}
-        refuse_taken(
-            {"nginx": ports.gateway, **named, "PostgreSQL": ports.postgres, "Redis": ports.redis}
-        )
         try:
             self.postgres.start()
             self.redis.start()
@@ -165,14 +193,20 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """Stop all in order: no new requests, what the nodes still write, then the stores."""
-        self.gateway.part.stop()
-        for node in self.nodes:
-            node.ask_to_stop()
-        for node in self.nodes:
-            node.stop()
-        self.redis.part.stop()
-        self.postgres.part.stop()
+        """Stop all in order: no new requests, what the nodes still write, then the stores.
+
+        It gives the folder up, so it is not started again.
+        """
+        try:
+            self.gateway.part.stop()
+            for node in self.nodes:
+                node.ask_to_stop()
+            for node in self.nodes:
+                node.stop()
+            self.redis.part.stop()
+            self.postgres.part.stop()
+        finally:
+            self._claim.release()
 
     def __enter__(self) -> Self:
         self.start()
@@ -227,3 +261,10 @@ class Cluster:
         to hear of it, it would have to let go of its clients' connections.
         """
         return [port for port in self.ports.nodes if listens(port) and not self.ready(port)]
+
+
+def _remove(folder: Path) -> None:
+    """What a cluster made in a folder that is claimed."""
+    for made in (*(folder / name for name in _FOLDERS), elsewhere(folder / "postgres")):
+        if made.is_dir() and not made.is_symlink():
+            shutil.rmtree(made)

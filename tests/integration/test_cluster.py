@@ -13,7 +13,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,9 @@ class Foreground:
                 stdout=output, stderr=output, cwd=ROOT,
             )  # fmt: skip
         self.until("Ctrl-C stops it")
+        self.parts = [
+            int(file.read_text(encoding="ascii")) for file in (folder / "logs").glob("*.pid")
+        ]
 
     def until(self, words: str) -> None:
         deadline = time.monotonic() + 60
@@ -153,6 +156,61 @@ def test_make_cluster(tmp_path: Path):
             assert reason == "not_found"
             assert cluster.stop() == 0
     finally:
+        Cluster.empty(folder)
+
+
+def refused(folder: Path, port: int, *arguments: str) -> str:
+    """What a start that fails says."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "scripts.cluster", "--folder", str(folder),
+            "--port", str(port), "--nodes", "2", *arguments,
+        ],
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_second_start(tmp_path: Path):
+    """A start beside a running cluster takes nothing from it, nor does one beside what a killed
+    one left: it says which processes these are, and how to end them; then the data is there."""
+    needed(*ALL)
+    folder, port = tmp_path / "cluster", first_port()
+    left: list[int] = []
+    try:
+        with foreground(folder, port) as cluster:
+            left = cluster.parts
+            made = cluster.call("POST", "/v1/keys", {"kind": "bearer"})
+            token = {"token": made.json()["token"]}
+            secrets = {f.name: f.read_bytes() for f in (folder / "keys").iterdir()}
+            for other in (port, first_port()):
+                for arguments in ((), ("--fresh",)):
+                    assert f"another cluster runs in {folder}" in refused(folder, other, *arguments)
+            assert f"port {port} for nginx is in use" in refused(tmp_path / "other", port)
+            assert {f.name: f.read_bytes() for f in (folder / "keys").iterdir()} == secrets
+            for _ in range(4):
+                assert cluster.call("POST", "/v1/validate", token).json()["valid"] is True
+            cluster.process.kill()
+            cluster.process.wait(10)
+        assert len(left) == 5
+        said = refused(folder, port, "--fresh")
+        assert said.startswith(f"a cluster in {folder} was killed and left running: nginx (")
+        assert all(f"({pid})" in said for pid in left)
+        end = said.rpartition("end them: ")[2]
+        assert sorted(end.split()) == sorted(["kill", "--", *(f"-{pid}" for pid in left)])
+        subprocess.run(["sh", "-c", end], check=True)
+        until(lambda: not any(listens(port + more) for more in PORTS))
+        with foreground(folder, port) as cluster:
+            left = cluster.parts
+            assert cluster.call("POST", "/v1/validate", token).json()["valid"] is True
+            assert cluster.stop() == 0
+            left = []
+    finally:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         Cluster.empty(folder)
 
 

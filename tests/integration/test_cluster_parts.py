@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -27,14 +28,17 @@ from scripts.cluster import (
     Postgres,
     Redis,
     accounts,
+    claims,
     parts,
     programs,
 )
 from scripts.cluster import __main__ as command
+from scripts.cluster.claims import Claim, marked
 from scripts.cluster.material import Material
 from scripts.cluster.redis import ask
 from tests.integration.gateways import Gateway as Client
 from tests.integration.gateways import program
+from tests.integration.places import until
 
 
 def needed(*names: str) -> None:
@@ -72,6 +76,48 @@ class TestStart:
             with pytest.raises(ClusterError, match=f"^port {port} for node 2 is in use"):
                 parts.refuse_taken({"node 1": parts.free_port(), "node 2": port})
 
+    @pytest.mark.parametrize(("first", "other"), [(5000, 6000), (6000, 7000), (64_900, 6000)])
+    def test_way_out(self, first: int, other: int, monkeypatch: pytest.MonkeyPatch):
+        """What is suggested is another first port, and the folder that a second cluster needs."""
+        monkeypatch.setattr(parts, "listens", lambda port: port == first + 1)
+        with pytest.raises(ClusterError) as caught:
+            parts.refuse_taken(Ports.from_first(first, 3).named())
+        suggested = f"make cluster ARGS='--port {other} --folder data/cluster-{other}'"
+        assert str(caught.value).endswith(suggested)
+
+    @pytest.mark.parametrize("fresh", [False, True])
+    def test_port_in_use_changes_nothing(self, folder: Path, fresh: bool):
+        """Where a port is taken, no data is removed, no secret is made, and nothing is kept."""
+        needed("initdb", "redis-server", "nginx")
+        (folder / "redis").mkdir(parents=True)
+        (folder / "redis" / "data").write_text("kept")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            ports = Ports(parts.free_port(), (parts.free_port(),), parts.free_port(), port)
+            with pytest.raises(ClusterError, match=f"^port {port} for Redis is in use"):
+                Cluster(folder, ports, fresh=fresh)
+        assert (folder / "redis" / "data").read_text() == "kept"
+        assert {path.name for path in folder.iterdir()} == {"redis", "lock"}
+        Claim(folder).release()
+
+    @pytest.mark.parametrize("inside", ["file", "file/deeper", "cluster"])
+    def test_no_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str):
+        """What cannot be a folder, or has something else where a part's belongs, is one line."""
+        needed("initdb", "redis-server", "nginx")
+        (tmp_path / "file").touch()
+        (tmp_path / "cluster").mkdir()
+        (tmp_path / "cluster" / "keys").touch()
+        wanted = tmp_path / inside
+        before = {sig: signal.getsignal(sig) for sig in command.SIGNALS}
+        try:
+            assert command.main(["--folder", str(wanted), "--port", "40100"]) == 1
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+        said = capsys.readouterr().err
+        assert said.startswith(f"{wanted} cannot be used as a folder: ")
+        assert said.count("\n") == 1
+
     def test_ports(self):
         """No two parts share a port."""
         for ports in (Ports.from_first(5000, 16), Ports.free(5)):
@@ -95,7 +141,74 @@ class TestStart:
             (tmp_path / name).mkdir()
         (tmp_path / "notes").touch()
         Cluster.empty(tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {"mine", "notes"}
+        assert {path.name for path in tmp_path.iterdir()} == {"lock", "mine", "notes"}
+
+    @pytest.mark.parametrize(("workers", "said"), [(1, "1 worker each"), (2, "2 workers each")])
+    def test_greeting(self, folder: Path, workers: int, said: str):
+        """It counts as people do."""
+        needed("initdb", "redis-server", "nginx")
+        with ExitStack() as stack:
+            cluster = Cluster(folder, Ports.free(1), workers=workers)
+            stack.callback(cluster.stop)
+            assert said in command._greeting(cluster)
+
+
+class TestClaim:
+    def test_one_cluster(self, folder: Path):
+        """While one cluster has the folder, another one is refused before it does anything."""
+        needed("initdb", "redis-server", "nginx")
+        with Claim(folder):
+            (folder / "keys").mkdir()
+            for fresh in (False, True):
+                with pytest.raises(ClusterError) as caught:
+                    Cluster(folder, Ports.from_first(40_100, 1), fresh=fresh)
+                assert str(caught.value) == (
+                    f"another cluster runs in {folder}: choose another first port and folder,"
+                    " as in make cluster ARGS='--port 41100 --folder data/cluster-41100'"
+                )
+            with pytest.raises(ClusterError, match="another cluster runs in"):
+                Cluster.empty(folder)
+            assert {path.name for path in folder.iterdir()} == {"keys", "lock"}
+            assert not list((folder / "keys").iterdir())
+        Cluster.empty(folder)
+
+    def test_not_inherited(self, folder: Path):
+        """It ends with its holder: what that has started is told apart from it."""
+        held = Claim(folder)
+        with subprocess.Popen(["sleep", "30"], close_fds=False) as child:
+            held.release()
+            Claim(folder).release()
+            child.kill()
+
+    def test_left_running(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        """Parts that a killed cluster left are told by name and number, with what ends them and
+        what they started; the number alone, which another process may have by now, says nothing."""
+        monkeypatch.setattr(claims, "_ENDING_SECONDS", 0.2)
+        log = folder / "logs" / "node-1.log"
+        log.parent.mkdir(parents=True)
+        # A master that is gone, and its worker that is not.
+        part = Part("node 1", ["sh", "-c", "sleep 60 & exit 0"], log, lambda: True)
+        part.start()
+        until(lambda: not part.running)
+        (folder / "logs" / "redis.pid").write_text(str(os.getpid()))
+        with pytest.raises(ClusterError) as caught:
+            Claim(folder)
+        assert str(caught.value) == (
+            f"a cluster in {folder} was killed and left running: node-1 ({part.pid});"
+            f" end them: kill -- -{part.pid}"
+        )
+        subprocess.run(["sh", "-c", str(caught.value).rpartition("end them: ")[2]], check=True)
+        monkeypatch.undo()
+        Claim(folder).release()
+
+    def test_just_started(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        """A part whose number was not written yet is told, and no command ends what is unknown."""
+        monkeypatch.setattr(claims, "_ENDING_SECONDS", 0)
+        (folder / "logs").mkdir(parents=True)
+        with marked(folder / "logs" / "redis.log"), pytest.raises(ClusterError) as caught:
+            Claim(folder)
+        assert "redis (just started)" in str(caught.value)
+        assert " -" not in str(caught.value).replace(" --", "")
 
 
 class TestMaterial:
