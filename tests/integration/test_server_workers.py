@@ -521,7 +521,8 @@ def test_what_several_would_get_wrong(tmp_path: Path, settings: dict[str, str], 
     """Keys or limits that each worker would have for itself are refused, with the way out."""
     line = refused(tmp_path, WORKERS="2", **settings)
     assert "WORKERS=2" in line
-    assert "set REDIS_URL, or use WORKERS=1" in line
+    assert "use WORKERS=1" in line
+    assert ("set REDIS_URL" in line) is ("RATE_LIMIT_ENABLED" in settings)
     assert way_out in line
     assert not (tmp_path / "data").exists()
 
