@@ -253,17 +253,12 @@ class NonceStanding(NamedTuple):
     """Where the nonces of a deployment are claimed, and what is known of the past there.
 
     ``place``: ``None`` beside the keys, else the id of another place. ``birth``: since when (µs) no
-    claim was lost. ``revision``: the store's.
+    claim was lost. ``revision``: the store's, 0 before the first key.
     """
 
     place: str | None
     birth: int
     revision: int
-
-    @property
-    def unused(self) -> bool:
-        """Whether there was never a key, and so never a nonce."""
-        return self.revision == 0
 
 
 class NonceRegister(Protocol):

@@ -184,7 +184,7 @@ class RedisNonceStore:
     async def _compare(self, register: NonceRegister, found: NonceStanding) -> NonceStanding:
         """Whether the place in force is this one by now, or is to be."""
         # Before the first key of a deployment there was no claim that could be lost.
-        place, _ = await self._run((), 0, first=found.place is None and found.unused)
+        place, _ = await self._run((), 0, first=found.place is None and not found.revision)
         ours = self._place is not None and found.place == self._place
         if found.place != place and (self._takes_over or ours):
             found = await register.move(found.place, place)

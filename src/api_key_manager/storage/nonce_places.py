@@ -52,10 +52,17 @@ def move(
     found = NonceStanding(*(yield _HOLD())[0])
     if found.place != expected:
         return found
-    # Before the first key nobody can have had a nonce taken.
-    birth = max(found.birth, 0 if found.unused else round(clock() * MICROSECONDS) + _AHEAD)
+    birth = found.birth
+    if not _has_no_past(found):
+        birth = max(birth, round(clock() * MICROSECONDS) + _AHEAD)
     yield _MOVE(b_place=place, b_birth=birth)
     return found._replace(place=place, birth=birth)
+
+
+def _has_no_past(before: NonceStanding) -> bool:
+    """Whether no nonce was taken yet, and none can be after the move. Without a key nobody has one
+    taken, but a Redis may go on for the length of the lease, and the first key be made in that."""
+    return before.place is None and before.revision == 0
 
 
 def bear_anew(clock: Callable[[], float]) -> Script[int]:
@@ -100,7 +107,7 @@ class SqlNonceRegister:
             StorageError: the database cannot do it.
         """
         now = await self._driver.write(move, expected, place, self._clock)
-        if now.place == place and not now.unused:
+        if now.place == place and not _has_no_past(now._replace(place=expected)):
             _log.warning(
                 "nonces are claimed in %s from now on, not in %s: requests with a nonce are"
                 " unavailable if they are dated before %s, or up to"

@@ -302,9 +302,7 @@ async def _start(deployment: Deployment) -> None:
             bound=settings.REVOCATION_BOUND_SECONDS,
             max_stale=settings.max_stale_seconds,
             window=deployment.window,
-            **(
-                {"lost": SqlNonceRegister(store.driver).lost} if isinstance(store, SqlStore) else {}
-            ),
+            lost=SqlNonceRegister(store.driver).lost if isinstance(store, SqlStore) else None,
         )
         await deployment.follower.catch_up()
         deployment.follower.problem = backend.feed.problem
