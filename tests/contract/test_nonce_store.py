@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import Counter
 
 import pytest
 
+from api_key_manager.core.memory import MemoryNonceStore
 from api_key_manager.core.ports import Claim, ClaimResult
 
 TAKEN, REPLAYED, REFUSED = ClaimResult.TAKEN, ClaimResult.REPLAYED, ClaimResult.REFUSED
@@ -121,19 +123,32 @@ async def prune(store, clock) -> None:
 
 
 async def test_birth(backend, store, clock):
-    """What may have been claimed before the store was born is refused, for keys as old as that."""
+    """What may have been claimed before the store was born is refused, for keys as old as that; a
+    key counts as younger only past the skew, since its age is told by another clock."""
     birth = backend.birth
+    clock.now = math.ceil(birth) + 1.0
     for timestamp, since, expected in (
         (birth + SKEW - 1, birth - 1, REFUSED),
         (birth + SKEW + 1, birth - 1, TAKEN),
-        (birth + SKEW - 1, birth + 1, TAKEN),
+        (birth + SKEW - 1, birth + SKEW + 1, TAKEN),
         (birth - 1, birth - 0.001, REFUSED),
     ):
         one = claim(clock, since=since)._replace(timestamp=int(timestamp))
         assert await store.claim([one], clock.now, SKEW) == [expected]
-    refused = claim(clock, since=birth - 1)._replace(timestamp=int(birth))
-    mixed = [claim(clock), refused, claim(clock)]
+    young = claim(clock, since=birth + SKEW + 1)
+    refused = young._replace(nonce="refused" * 4, key_since=birth - 1)
+    mixed = [young, refused, young._replace(nonce="another" * 4)]
     assert await store.claim(mixed, clock.now, SKEW) == [TAKEN, REFUSED, TAKEN]
     # Refused is not taken: nothing was written down for it.
-    young = refused._replace(key_since=birth + 1)
-    assert await store.claim([young], clock.now, SKEW) == [TAKEN]
+    again = refused._replace(key_since=birth + SKEW + 1)
+    assert await store.claim([again], clock.now, SKEW) == [TAKEN]
+
+
+async def test_a_key_made_by_a_clock_that_is_ahead(backend, store, clock):
+    """A key that seems younger than the store by less than the skew may be older: a store whose
+    clock is not the keys' does not believe it."""
+    if isinstance(store, MemoryNonceStore):
+        pytest.skip("memory has one clock: that of the process in which the keys are too")
+    clock.now = math.ceil(backend.birth) + 1.0
+    ahead = claim(clock, since=backend.birth + SKEW - 1)
+    assert await store.claim([ahead], clock.now, SKEW) == [REFUSED]

@@ -111,13 +111,14 @@ async def test_lost_claims_are_not_believed(place):
                 claim(birth - 10, birth - 1000),
                 claim(birth + 59, birth - 1000),
                 claim(birth + 62, birth - 1000),
-                claim(birth - 10, birth + 1),
+                claim(birth - 10, birth + 59),
+                claim(birth - 10, birth + 61),
             ],
             time.time(),
             60,
         )
         refused, taken = ClaimResult.REFUSED, ClaimResult.TAKEN
-        assert results == [refused, refused, taken, taken]
+        assert results == [refused, refused, taken, refused, taken]
 
 
 async def test_pruned_after_their_end_only(place):

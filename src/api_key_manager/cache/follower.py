@@ -8,7 +8,7 @@ later than the bound after its change was committed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from api_key_manager.cache.window import Window
@@ -32,6 +32,7 @@ class Follower:
         max_stale: seconds that it may answer after that while the feed cannot be read, which
             waives the bound: ``ON_STORE_OUTAGE=serve-stale``.
         window: where the last changes are kept, for others to look at.
+        lost: is told when the store has lost what was read of it before.
         clock: of the lease.
 
     Attributes:
@@ -47,12 +48,14 @@ class Follower:
         bound: float,
         max_stale: float = 0,
         window: Window | None = None,
+        lost: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._feed = feed
         self._records = records
         self._bound = bound
         self._max_stale = max_stale
+        self._lost = lost
         self._clock = clock
         self._behind = True
         self._seen_at: float | None = None
@@ -91,6 +94,8 @@ class Follower:
                 _log.warning(
                     "the store's revision went back to %d: starting over", reading.revision
                 )
+            if reading.lost and self._lost is not None:
+                await self._lost()
             reading = await self._feed.read(None, _MOST)
         # From the last changes it goes on; whatever is cached may be older.
         self._records.changed_all()

@@ -61,6 +61,8 @@ deployment = Table(
     Column("nonces_pruned_to", BigInteger, nullable=False),
     # The oldest schema whose code may still run on this database.
     Column("least_schema", String(16), nullable=False, server_default="0001"),
+    # Where nonces are claimed: NULL here, else the id in the marker of a Redis.
+    Column("nonce_place", String(64)),
 )
 
 keyring = Table(

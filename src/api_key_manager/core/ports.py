@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol, TypeGuard
+from typing import Final, Literal, NamedTuple, Protocol, TypeGuard
 
 from api_key_manager.core.limits import Decision, RateLimit
 from api_key_manager.core.models import (
@@ -26,6 +26,7 @@ from api_key_manager.core.signing import MacState
 __all__ = [
     "BEGUN_SECONDS",
     "MOST_COUNTED",
+    "NONCE_LEASE_SECONDS",
     "Ask",
     "Begun",
     "Changed",
@@ -36,6 +37,8 @@ __all__ = [
     "GivenBack",
     "IdempotencyStore",
     "KeyStore",
+    "NonceRegister",
+    "NonceStanding",
     "NonceStore",
     "QuotaStore",
     "RateLimiter",
@@ -166,12 +169,14 @@ class Reading(NamedTuple):
     """What a reading of the change feed found.
 
     ``complete``: ``changes`` are all that came after the one that was asked for. Otherwise anything
-    may have changed, and they are some of the last, without a gap, up to ``revision``.
+    may have changed, and they are some of the last, without a gap, up to ``revision``. ``lost``:
+    what was read before is not in the store's past any more.
     """
 
     revision: int
     changes: list[Changed]
     complete: bool
+    lost: bool = False
 
 
 class Feed(Protocol):
@@ -238,6 +243,35 @@ class ClaimResult(Enum):
     TAKEN = "taken"
     REPLAYED = "replayed"
     REFUSED = "refused"
+
+
+NONCE_LEASE_SECONDS: Final = 2.0
+"""How long a node may believe what it read of where nonces are claimed."""
+
+
+class NonceStanding(NamedTuple):
+    """Where the nonces of a deployment are claimed, and what is known of the past there.
+
+    ``place``: ``None`` beside the keys, else the id of another place. ``birth``: since when (µs) no
+    claim was lost. ``revision``: the store's, 0 before the first key.
+    """
+
+    place: str | None
+    birth: int
+    revision: int
+
+
+class NonceRegister(Protocol):
+    """Says for all nodes which place of nonces is in force. Raises ``StorageError`` when it
+    cannot."""
+
+    async def standing(self) -> NonceStanding:
+        """What holds now."""
+        ...
+
+    async def move(self, expected: str | None, place: str | None) -> NonceStanding:
+        """Put another place in force if ``expected`` still is; what holds then."""
+        ...
 
 
 class NonceStore(Protocol):

@@ -63,7 +63,9 @@ def read(after: Changed | None, limit: int) -> Script[Reading]:
     )
     reached = found[-1].revision if found else after.revision
     if known != after or not unbroken or (reached != revision and len(found) < limit):
-        return Reading(revision, [], complete=False)
+        # A row that is gone may have been pruned; another in its place, or none so new, may not.
+        lost = revision < after.revision or (known != after and known.revision == after.revision)
+        return Reading(revision, [], complete=False, lost=lost)
     return Reading(reached, found, complete=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, repeat
@@ -12,12 +13,14 @@ from api_key_manager.connections import Many, Script, Statement
 from api_key_manager.connections.tables import deployment, nonce_counts, nonces
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import Claim, ClaimResult
-from api_key_manager.storage import scripts
+from api_key_manager.storage import nonce_places
 from api_key_manager.storage.driver import Driver
+from api_key_manager.storage.nonce_places import SqlNonceRegister
 from api_key_manager.storage.timing import Observe, untold, writes
 
 __all__ = ["SqlNonceStore"]
 
+_log = logging.getLogger(__name__)
 MAX_NONCES_PER_KEY = 100_000
 _PRUNE_ROWS = 256
 
@@ -35,8 +38,10 @@ _COUNT = Statement(
     .where(nonce_counts.c.key_id == _KEY)
     .values(held=nonce_counts.c.held + bindparam("b_change"))
 )
-_PRUNED_TO = Statement(select(deployment.c.nonces_pruned_to))
 _BEFORE: BindParameter[int] = bindparam("b_before")
+_STANDING = Statement(
+    select(deployment.c.nonces_pruned_to, deployment.c.nonce_birth, deployment.c.nonce_place)
+)
 _NOTE_PRUNED = Statement(
     deployment.update()
     .where(deployment.c.nonces_pruned_to < bindparam("b_now"))
@@ -73,6 +78,10 @@ _DELETE_COUNTS = Statement(
 class SqlNonceStore:
     """Nonces in the database of the keys, shared by all that open it.
 
+    Each claim reads in its own transaction whether nonces are claimed here, and since when none was
+    lost. What is dated up to that birth plus the skew is refused, unless the key was made after
+    that too, so that no claim of it can be older whichever node's clock it was made by.
+
     Args:
         driver: where the scripts run.
         max_per_key: how many live nonces one key may hold; past that, only this key is refused.
@@ -89,28 +98,49 @@ class SqlNonceStore:
         self._driver = driver
         self.observe = observe
         self._max_per_key = max_per_key
-        self._birth: int | None = None
+        self._elsewhere = False
+
+    @property
+    def problem(self) -> str | None:
+        """Why claims are refused; ``None`` while they are not."""
+        if not self._elsewhere:
+            return None
+        return (
+            "requests with a nonce are unavailable: a node that started later claims nonces in"
+            " Redis, and REDIS_URL is not set here"
+        )
+
+    async def prepare(self) -> None:
+        """Take over from a Redis, if nonces were claimed there.
+
+        Raises:
+            StorageError: the database does not answer.
+        """
+        register = SqlNonceRegister(self._driver)
+        found = await register.standing()
+        if found.place is not None:
+            found = await register.move(found.place, None)
+        self._note(found.place)
+
+    async def look(self) -> None:
+        """See whether nonces are still claimed here.
+
+        Raises:
+            StorageError: the database does not answer.
+        """
+        self._note((await self._driver.read(nonce_places.standing)).place)
 
     @writes
     async def claim(self, claims: Sequence[Claim], now: float, skew: int) -> list[ClaimResult]:
-        birth = await self.birth() / MICROSECONDS
-        # A claim of these may have been lost with what came before this database.
-        results = [c.key_since < birth and c.timestamp <= birth + skew for c in claims]
-        open_claims = [c for c, refused in zip(claims, results, strict=True) if not refused]
-        taken = iter(
-            await self._driver.write(_claim_all, open_claims, self._max_per_key)
-            if open_claims
-            else ()
-        )
-        return [ClaimResult.REFUSED if refused else next(taken) for refused in results]
+        if not claims:
+            return []
+        place, results = await self._driver.write(_claim_all, claims, self._max_per_key, skew)
+        self._note(place)
+        return results
 
     async def birth(self) -> int:
         """Since when (µs) no claim can have been lost."""
-        if self._birth is not None:
-            return self._birth
-        _, _, birth = await self._driver.read(scripts.describe)
-        self._birth = birth
-        return birth
+        return (await self._driver.read(nonce_places.standing)).birth
 
     async def prune(self, now: float) -> int:
         """Forget some nonces that can no longer be presented; returns how many."""
@@ -122,15 +152,31 @@ class SqlNonceStore:
         await self._driver.write(_note_pruned, before)
         return await self._driver.write(_prune, before)
 
+    def _note(self, place: str | None) -> None:
+        was, self._elsewhere = self._elsewhere, place is not None
+        if self._elsewhere and not was:
+            _log.warning("%s", self.problem)
+        elif was and not self._elsewhere:
+            _log.info("nonces are claimed in the database again")
 
-def _claim_all(claims: Sequence[Claim], most: int) -> Script[list[ClaimResult]]:
-    pruned_to = (yield _PRUNED_TO())[0][0]
+
+def _claim_all(
+    claims: Sequence[Claim], most: int, skew: int
+) -> Script[tuple[str | None, list[ClaimResult]]]:
+    """The place in force, and the results."""
+    pruned_to, born, place = (yield _STANDING())[0]
+    if place is not None:
+        return place, [ClaimResult.REFUSED] * len(claims)
+    believed = born / MICROSECONDS + skew
     results = []
     for claim in claims:
+        # A claim may have been lost with what came before. The key's age is by a node's clock.
+        lost = claim.timestamp <= believed and claim.key_since < believed
         # Should the clock come back, what was forgotten must not be taken for new.
         forgotten = claim.expires_at < pruned_to
-        results.append(ClaimResult.REFUSED if forgotten else (yield from _claim(claim, most)))
-    return results
+        refused = lost or forgotten
+        results.append(ClaimResult.REFUSED if refused else (yield from _claim(claim, most)))
+    return place, results
 
 
 def _claim(claim: Claim, most: int) -> Script[ClaimResult]:

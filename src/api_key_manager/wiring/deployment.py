@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from api_key_manager.core.manager import KeyManager
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.core.validator import AsyncAPIKeyValidator
-from api_key_manager.storage import SqlNonceStore, SqlStore
+from api_key_manager.ratelimit.nonces import RedisNonceStore
+from api_key_manager.storage import SqlNonceRegister, SqlNonceStore, SqlStore
 from api_key_manager.storage.feed import prune as prune_feed
 from api_key_manager.storage.idempotency import prune as prune_requests
 from api_key_manager.storage.quotas import prune_quotas
@@ -45,6 +46,7 @@ _CREDITS_SECONDS = 1.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 _PROBE_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 
 
 class Deployment:
@@ -104,7 +106,11 @@ class Deployment:
 
     def degraded(self) -> list[str]:
         """What is away though requests are answered all the same, as the settings say."""
-        return [] if self.shared is None else self.shared.problems()
+        if self.shared is not None:
+            return self.shared.problems()
+        nonces = self.backend.nonces
+        why = nonces.problem if isinstance(nonces, SqlNonceStore) else None
+        return [] if why is None else [why]
 
     async def flush(self) -> None:
         """Write what waits for the audit log; when that fails, it waits on."""
@@ -122,6 +128,14 @@ class Deployment:
         while True:
             await self.flush()
             await self.manager.recorder.plenty(self.settings.AUDIT_FLUSH_SECONDS)
+
+    async def look_at_nonces(self) -> None:
+        """See whether this node still claims nonces where the others do."""
+        nonces = self.backend.nonces if self.shared is None else self.shared.nonces
+        # What cannot be told now is told to the next claim.
+        with suppress(StorageError):
+            if isinstance(nonces, SqlNonceStore | RedisNonceStore):
+                await nonces.look()
 
     async def sweep(self) -> None:
         """Make ends that have passed permanent."""
@@ -294,6 +308,7 @@ async def _start(deployment: Deployment) -> None:
             bound=settings.REVOCATION_BOUND_SECONDS,
             max_stale=settings.max_stale_seconds,
             window=deployment.window,
+            lost=SqlNonceRegister(store.driver).lost if isinstance(store, SqlStore) else None,
         )
         await deployment.follower.catch_up()
         deployment.follower.problem = backend.feed.problem
@@ -306,6 +321,9 @@ async def _start(deployment: Deployment) -> None:
         await deployment.shared.prepare()
         supervisor.start("wake-ups", deployment.shared.listen)
         supervisor.start("redis", every(_PROBE_SECONDS, deployment.shared.probe))
+    elif isinstance(backend.nonces, SqlNonceStore):
+        await backend.nonces.prepare()
+    supervisor.start("nonces", every(_LOOK_SECONDS, deployment.look_at_nonces))
     observing, publish = deployment.observing, deployment.exposition.publish
     observing.start(deployment.exposition)
     if observing.publishes:

@@ -18,7 +18,7 @@ from api_key_manager.core.records import RecordCache
 from api_key_manager.ratelimit.limiter import RedisLimiter
 from api_key_manager.ratelimit.nonces import RedisNonceStore
 from api_key_manager.ratelimit.outage import OutageLimiter
-from api_key_manager.storage import SqlStore
+from api_key_manager.storage import SqlNonceRegister, SqlStore
 from api_key_manager.wiring.backend import Backend
 
 __all__ = ["SharedByRedis", "share_by_redis"]
@@ -50,7 +50,7 @@ class SharedByRedis:
         prefix = f"akm:{backend.origin}"
         self._channel = f"{prefix}:changes"
         self._knock = backend.knock
-        self.nonces = RedisNonceStore(self._redis, prefix)
+        self.nonces = RedisNonceStore(self._redis, prefix, register=_register(backend))
         self.limiter = OutageLimiter(
             RedisLimiter(self._redis, prefix), settings.ON_LIMITER_OUTAGE, MemoryLimiter()
         )
@@ -98,7 +98,7 @@ class SharedByRedis:
             # A refused greeting is told as a lost connection, with the refusal in words.
             if _NEVER.search(str(error)):
                 raise ConfigurationError(f"REDIS_URL: {error}") from None
-            warning = f"Redis cannot be used yet: {error}"
+            warning = f"nonces cannot be claimed yet: {error}"
         if warning is not None:
             _log.warning("%s", warning)
 
@@ -116,8 +116,14 @@ class SharedByRedis:
     async def close(self) -> None:
         """Let go of the connections."""
         await asyncio.gather(*self._announcing)
+        await self.nonces.close()
         await self.records.close()
         await asyncio.gather(self._redis.close(), self._quick.close())
+
+
+def _register(backend: Backend) -> SqlNonceRegister | None:
+    store = backend.store
+    return SqlNonceRegister(store.driver) if isinstance(store, SqlStore) else None
 
 
 def share_by_redis(

@@ -1,4 +1,5 @@
-"""Environments in the audit log, quotas, look-ups by owner, and the oldest code that may run here.
+"""Environments in the audit log, quotas, look-ups by owner, where nonces are, and the oldest code
+that may run here.
 
 Code of schema 0001 goes on while this one is in place: nothing that it knows is changed, and what
 is added is nullable or has a default.
@@ -19,6 +20,9 @@ def upgrade() -> None:
         "deployment",
         sa.Column("least_schema", sa.String(16), nullable=False, server_default="0001"),
     )
+    op.add_column("deployment", sa.Column("nonce_place", sa.String(64)))
+    # Before the first key no nonce was taken, so none can have been lost.
+    op.execute("UPDATE deployment SET nonce_birth = 0 WHERE revision = 0")
     op.add_column("keys", sa.Column("quota", sa.Text))
     op.add_column("audit_events", sa.Column("environment", sa.String(128)))
     _add_index("ix_keys_owner", "keys", ["realm", "owner", "key_id"], "owner IS NOT NULL")
