@@ -130,8 +130,10 @@ async def test_sql_node_is_told(place, redis_at):
         item = fresh(a, key)
         assert await ask(a, item) is VALID
         async with place.open(REDIS_URL=redis_at.url) as b:
+            place.sql(LONG_AGO)
             assert await ask(a, fresh(a, key)) is UNAVAILABLE
             assert "REDIS_URL" in a.degraded()[0]
+            assert (await ask(a, signed(a.manager, key))) is VALID
             assert await ask(b, item) is UNAVAILABLE
 
 
@@ -240,5 +242,14 @@ async def test_what_was_read_is_believed_for_so_long_only(redis_at):
     register.now = ours._replace(birth=round((time.time() + 2) * 1e6))
     now += 10
     assert await claim() is ClaimResult.REFUSED
+    # Another server under the same address: nothing is taken there before that is in force.
+    register.now = ours
+    now += 10
+    assert await claim() is ClaimResult.TAKEN
+    redis_at("HSET", "{akm}:nonces", "place", "another", "birth", "0")
+    assert await claim() is ClaimResult.REFUSED
+    assert register.now == ours
+    assert await claim() is ClaimResult.TAKEN
+    assert register.now.place == "another"
     await store.close()
     await redis.close()
