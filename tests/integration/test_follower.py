@@ -261,10 +261,10 @@ async def test_pruned_feed(place, left):
         (4, [(2, "b"), (3, "c"), (4, "d")], None),
         (4, [(1, "a"), (3, "c"), (4, "d")], None),
         (5, [(1, "a"), (2, "b"), (3, "c")], None),
-        (4, [(1, "lost"), (2, "b"), (3, "c"), (4, "d")], None),
-        (1, [(1, "lost")], None),
-        (0, [], None),
-        (1, [], None),
+        (4, [(1, "lost"), (2, "b"), (3, "c"), (4, "d")], "lost"),
+        (1, [(1, "lost")], "lost"),
+        (0, [], "lost"),
+        (1, [], "lost"),
     ],
     ids=[
         "all", "nothing new", "known one pruned", "one pruned", "last one missing",
@@ -272,14 +272,15 @@ async def test_pruned_feed(place, left):
     ],
 )  # fmt: skip
 def test_feed_is_all_or_nothing(revision, rows, reached):
-    """Changes are complete only when no revision is missing behind the very one that was known."""
+    """Changes are complete only when no revision is missing behind the very one that was known; if
+    that is no longer in the store's past, it has lost something."""
     script = feed.read(Changed(1, "a", 7), 100)
     next(script)
     with pytest.raises(StopIteration) as end:
         script.send([(revision, *row, 7) for row in rows] or [(revision, None, None, None)])
     found = end.value.value
-    if reached is None:
-        assert found == Reading(revision, [], complete=False)
+    if reached in (None, "lost"):
+        assert found == Reading(revision, [], complete=False, lost=reached == "lost")
     else:
         assert found == Reading(reached, [Changed(*row, 7) for row in rows[1:]], complete=True)
 

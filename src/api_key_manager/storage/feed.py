@@ -63,8 +63,10 @@ def read(after: Changed | None, limit: int) -> Script[Reading]:
     )
     reached = found[-1].revision if found else after.revision
     if known != after or not unbroken or (reached != revision and len(found) < limit):
-        # A row that is gone may have been pruned; another in its place, or none so new, may not.
-        lost = revision < after.revision or (known != after and known.revision == after.revision)
+        # A row that is gone may have been pruned, but not the newest, nor is another in its place.
+        lost = revision < after.revision or (
+            known != after and after.revision in (revision, known.revision)
+        )
         return Reading(revision, [], complete=False, lost=lost)
     return Reading(reached, found, complete=True)
 
