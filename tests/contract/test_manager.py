@@ -8,9 +8,11 @@ from collections import Counter
 import pytest
 
 from api_key_manager.core import (
+    AsyncAPIKeyValidator,
     InvalidSignatureError,
     KeyExistsError,
     KeyExpiredError,
+    KeyManager,
     KeyNotFoundError,
     KeyRevokedError,
     PermissionDeniedError,
@@ -19,6 +21,8 @@ from api_key_manager.core import (
     ValidationError,
     sign,
 )
+from api_key_manager.core.models import AuditQuery
+from api_key_manager.core.records import RecordCache
 from tests.contract.views import listed, logged
 
 NONCE = "n" * 16
@@ -305,3 +309,19 @@ async def test_no_answer_from_the_store(manager, monkeypatch):
     assert verdict.reason is Reason.UNAVAILABLE
     with pytest.raises(StorageError):
         await manager.validate_key("k", sign(secret, "k"))
+
+
+async def test_writing_through_a_cache(backend, clock):
+    """Without a background each verdict is in the log before it is given, also of a cached key."""
+    if not backend.persistent:
+        pytest.skip("keys in memory are written when somebody looks")
+    manager = KeyManager(
+        AsyncAPIKeyValidator(clock=clock), store=backend.store, box=backend.box,
+        cache=RecordCache(10, 300, owned=True),
+    )  # fmt: skip
+    await manager.create_key("k", "a-secret")
+    for times in (1, 2, 3):
+        verdict = await manager.verify("k", sign("a-secret", "k"))
+        assert (verdict.valid, verdict.cached) == (True, times > 1)
+        found = await backend.store.find_audit(AuditQuery(limit=10, action="key_validated"))
+        assert len(found.items) == times

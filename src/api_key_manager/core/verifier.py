@@ -220,10 +220,11 @@ class Verifier:
             return [Verdict(Reason.UNAVAILABLE, p.key_id or None) for p in batch]
         try:
             if len(batch) == 1 and (key := self._known(batch[0], now)) is not None:
-                return [await self._charge_only(batch[0], key, now)]
-            verdicts, environments = await self._judge_all(batch, now)
-            for presented, verdict in zip(batch, verdicts, strict=True):
-                self._recorder.note(presented, verdict, now, environments.get(presented.key_id))
+                verdicts = [await self._charge_only(batch[0], key, now)]
+            else:
+                verdicts, environments = await self._judge_all(batch, now)
+                for presented, verdict in zip(batch, verdicts, strict=True):
+                    self._recorder.note(presented, verdict, now, environments.get(presented.key_id))
         finally:
             self._recorder.release(len(batch))
         if self._write_through:
