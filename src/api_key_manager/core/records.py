@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -41,6 +41,8 @@ Load = Callable[[Sequence[str]], Awaitable[list[ApiKey | None]]]
 _log = logging.getLogger(__name__)
 _FOREVER = float("inf")
 _CHANGES_KNOWN = 10_000
+_ATTEMPTS = 3
+_TOO_SLOW = StorageError("the record took longer to read than it may be believed")
 
 
 boot_clock: Callable[[], float] = (
@@ -249,7 +251,50 @@ class Records:
         if self._changed.get(key.record.key_id, self._floor) <= since:
             self.cache.put(key)
 
-    def is_recent(self, read: Read) -> bool:
+    async def find(
+        self, wanted: Mapping[str, str | None]
+    ) -> tuple[dict[str, Found | None], dict[str, int]]:
+        """Keys from the cache or the store, none of them older than the bound when this returns.
+
+        Args:
+            wanted: by id the only environment in which a key may be found, if there is one.
+
+        Returns:
+            Per id the key, ``None`` (unknown), or why it cannot be told; and of those that were
+            read what :attr:`changes` was before that.
+        """
+        reads: dict[str, Read] = {}
+        for _ in range(_ATTEMPTS):
+            # Everything anew after each wait, however short: also what was here before.
+            missing = [
+                key_id
+                for key_id, within in wanted.items()
+                if not (
+                    self._is_current(key_id, reads[key_id])
+                    if key_id in reads
+                    else self._warm(key_id, within)
+                )
+            ]
+            if not missing:
+                break
+            reads.update(await self.read(missing))
+        keys: dict[str, Found | None] = {}
+        for key_id, within in wanted.items():
+            read = reads.get(key_id)
+            if read is None:
+                keys[key_id] = self._warm(key_id, within) or _TOO_SLOW
+            else:
+                # One that changes during every reading is judged as it was a moment ago, and not
+                # kept; one that took longer than the bound is not judged.
+                keys[key_id] = read.found if self._is_recent(read) else _TOO_SLOW
+        return keys, {key_id: read.since for key_id, read in reads.items()}
+
+    def _warm(self, key_id: str, within: str | None) -> OpenKey | None:
+        """A key in memory; of one that is hidden from the caller it must cost a read to say so."""
+        key = self.cache.get(key_id)
+        return None if key is None or key.is_hidden(within) else key
+
+    def _is_recent(self, read: Read) -> bool:
         """Whether what was read may be judged now: it was asked for not longer ago than a change
         may go unseen."""
         if isinstance(read.found, StorageError):
@@ -257,13 +302,13 @@ class Records:
         recent = boot_clock() - read.at <= self.cache.bound
         return recent and (self.cache.leased or not read.leased)
 
-    def is_current(self, key_id: str, read: Read) -> bool:
+    def _is_current(self, key_id: str, read: Read) -> bool:
         """Whether nothing that is known has changed it since, either."""
-        return self._changed.get(key_id, self._floor) <= read.since and self.is_recent(read)
+        return self._changed.get(key_id, self._floor) <= read.since and self._is_recent(read)
 
     async def read(self, key_ids: Sequence[str]) -> dict[str, Read]:
         """Open records from the store, once however many ask: per id the key, ``None`` (unknown),
-        or why it cannot be told. A change may have overtaken them: see :meth:`is_current`."""
+        or why it cannot be told. A change may have overtaken them: :meth:`find` sees to that."""
         results: dict[str, Read] = {}
         mine = [key_id for key_id in key_ids if key_id not in self._flights]
         flights = {key_id: self._flights[key_id] for key_id in key_ids if key_id in self._flights}

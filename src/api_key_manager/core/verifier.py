@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from api_key_manager.core.charging import Charging, limited
 from api_key_manager.core.credits import Credits
@@ -35,7 +35,7 @@ from api_key_manager.core.ports import (
 )
 from api_key_manager.core.presented import Presented
 from api_key_manager.core.recorder import Recorder, detail_of
-from api_key_manager.core.records import Found, Read, Records, boot_clock
+from api_key_manager.core.records import Found, Records, boot_clock
 from api_key_manager.core.signing import parse_signature
 from api_key_manager.core.tally import Tally
 
@@ -45,8 +45,6 @@ _log = logging.getLogger(__name__)
 # An enum gives its members slowly.
 _VALID = Reason.VALID
 _QUEUE_PATIENCE = 0.1
-_ATTEMPTS = 3
-_TOO_SLOW = StorageError("the record took longer to read than it may be believed")
 _LONG_SECONDS = 1.0
 _REFUSED_NONCE = {
     ClaimResult.REPLAYED: Reason.REPLAYED,
@@ -246,7 +244,7 @@ class Verifier:
         """The verdicts, and in which environment the keys are that were found."""
         wanted = {p.key_id: p.within for p in batch if not p.malformed}
         started = boot_clock()
-        keys, cold = await self._find(wanted)
+        keys, cold = await self._records.find(wanted)
         ended = [
             key
             for key in keys.values()
@@ -257,7 +255,7 @@ class Verifier:
         if ended:
             await self._settle(ended, now)
             # Writing took its time: what was read before may have changed meanwhile.
-            keys, cold = await self._find(wanted)
+            keys, cold = await self._records.find(wanted)
         waited = boot_clock() - started
         if waited > _LONG_SECONDS:
             now += waited  # ends are judged by the time of the verdict
@@ -281,44 +279,6 @@ class Verifier:
             for key_id, key in keys.items()
             if isinstance(key, OpenKey) and not key.is_hidden(wanted[key_id])
         }
-
-    async def _find(
-        self, wanted: Mapping[str, str | None]
-    ) -> tuple[dict[str, Found | None], dict[str, int]]:
-        """Each key, no older than the revocation bound when this returns, and of those that were
-        read what :attr:`Records.changes` was before that."""
-        records, reads = self._records, dict[str, Read]()
-        for _ in range(_ATTEMPTS):
-            # Everything anew after each wait, however short: also what was here before.
-            missing = [
-                key_id
-                for key_id, within in wanted.items()
-                if (
-                    not records.is_current(key_id, reads[key_id])
-                    if key_id in reads
-                    else self._warm(key_id, within) is None
-                )
-            ]
-            if not missing:
-                break
-            reads.update(await records.read(missing))
-        keys: dict[str, Found | None] = {}
-        for key_id, within in wanted.items():
-            read = reads.get(key_id)
-            found: Found | None = self._warm(key_id, within)
-            if read is not None:
-                # One that changes during every reading is judged as it was a moment ago, and not
-                # kept; one that took longer than the bound is not judged.
-                found = read.found if records.is_recent(read) else _TOO_SLOW
-            elif found is None:
-                found = _TOO_SLOW
-            keys[key_id] = found
-        return keys, {key_id: read.since for key_id, read in reads.items()}
-
-    def _warm(self, key_id: str, within: str | None) -> OpenKey | None:
-        """A key in memory; of one that is hidden from the caller it must cost a read to say so."""
-        key = self._cached(key_id)
-        return None if key is None or key.is_hidden(within) else key
 
     def _judge(
         self, presented: Presented, keys: dict[str, Found | None], since: int | None, now: float
