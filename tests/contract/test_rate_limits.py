@@ -272,8 +272,8 @@ class RemoteLimiter:
         self.asked: list[list] = []
         self.gone = False
 
-    def take_now(self, key, limits, cost):
-        return None
+    def take_now(self, *_) -> None:
+        pass
 
     async def take(self, asked):
         self.asked.append([ask.key for ask in asked])

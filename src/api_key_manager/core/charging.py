@@ -47,6 +47,8 @@ def shared_limits(record: ApiKey) -> tuple[SharedLimit, ...]:
     Keys share a limit that has the same name and numbers. The name of a bucket has an ``@`` in it,
     which no key's id has.
     """
+    if not record.shared_limits:
+        return ()
     of = record.realm, record.environment, record.owner or record.key_id
     return tuple(SharedLimit(f"@{_digest(*of, *limit)}", limit) for limit in record.shared_limits)
 
@@ -95,16 +97,10 @@ class Charging:
         Returns:
             ``None`` when that needs I/O; then nothing was taken.
         """
-        limits, quota = record.rate_limits, record.quota
-        if quota is None and not record.shared_limits:
-            if not limits and record.realm != ADMIN_REALM:
-                limits = self._default_limits
-            if not limits:
-                return verdict
-            decision = self._limiter.take_now(record.key_id, limits, cost)
-            return None if decision is None else limited(verdict, decision)
-        limits, shared = self.limits_of(record), shared_limits(record)
+        limits, shared, quota = self.limits_of(record), shared_limits(record), record.quota
         if quota is None:
+            if not (limits or shared):
+                return verdict
             decision = self._limiter.take_now(record.key_id, limits, cost, shared)
             return None if decision is None else limited(verdict, decision)
         take = Take(quota_bucket(record, quota), quota, cost)
@@ -127,8 +123,7 @@ class Charging:
             verdicts = [verdict]
             await self.charge([presented], verdicts, now)
             return verdicts[0]
-        limits = self.limits_of(record)
-        shared = shared_limits(record) if record.shared_limits else ()
+        limits, shared = self.limits_of(record), shared_limits(record)
         if not (limits or shared):
             return verdict
         ask = Ask(record.key_id, limits, presented.cost, shared)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from api_key_manager.connections.redis import LuaScript, Redis, Word
 from api_key_manager.core.limits import Decision, RateLimit, decide
-from api_key_manager.core.ports import Ask, SharedLimit
+from api_key_manager.core.ports import Ask
 from api_key_manager.ratelimit.names import check_prefix
 
 __all__ = ["RedisLimiter"]
@@ -40,15 +40,8 @@ class RedisLimiter:
         self._script = _TAKE
         self._known: dict[tuple[tuple[RateLimit, ...], int], tuple[Word, ...]] = {}
 
-    def take_now(
-        self,
-        key: str,
-        limits: tuple[RateLimit, ...],
-        cost: int,
-        shared: tuple[SharedLimit, ...] = (),
-    ) -> Decision | None:
-        """Always ``None``: it needs I/O."""
-        return None
+    def take_now(self, *_: Any, **__: Any) -> None:
+        """Whatever is asked takes I/O."""
 
     async def take(self, asked: Sequence[Ask]) -> list[Decision]:
         """Decide as if in order, a thousand in one round trip.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from api_key_manager.core.exceptions import StorageError
-from api_key_manager.core.limits import Decision, RateLimit
-from api_key_manager.core.ports import Ask, RateLimiter, SharedLimit
+from api_key_manager.core.limits import Decision
+from api_key_manager.core.ports import Ask, RateLimiter
 from api_key_manager.ratelimit.trouble import Trouble
 
 __all__ = ["OutageLimiter", "OutagePolicy"]
@@ -52,15 +52,8 @@ class OutageLimiter:
         """Why the policy decides; ``None`` while the shared limiter does."""
         return self._trouble.problem
 
-    def take_now(
-        self,
-        key: str,
-        limits: tuple[RateLimit, ...],
-        cost: int,
-        shared: tuple[SharedLimit, ...] = (),
-    ) -> Decision | None:
-        """Always ``None``: it needs I/O."""
-        return None
+    def take_now(self, *_: Any, **__: Any) -> None:
+        """Whatever is asked takes I/O."""
 
     async def take(self, asked: Sequence[Ask]) -> list[Decision]:
         """Decide in order.
