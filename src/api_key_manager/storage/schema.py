@@ -10,7 +10,7 @@ from api_key_manager.core.exceptions import ConfigurationError, StorageError
 
 __all__ = ["HEAD", "KNOWN", "check_version", "current", "upgrade"]
 
-KNOWN = ("0001", "0002")
+KNOWN = ("0001", "0002", "0003")
 """Every schema version this code knows, oldest first; a test compares them with the scripts."""
 
 HEAD = KNOWN[-1]
