@@ -185,7 +185,15 @@ async def test_key_beside_the_database_is_refused(place):
         "DELETE FROM keyring WHERE kind = 'data'",
         "DELETE FROM keyring WHERE kind = 'pepper'",
         "UPDATE keyring SET number = 2 WHERE kind = 'pepper'",
-        "UPDATE keyring SET kind = iif(kind = 'data', 'pepper', 'data'), number = number + 1",
+        "UPDATE keyring SET kind = iif(kind = 'data', 'pepper', 'data'), number = number + 1"
+        " WHERE kind IN ('data', 'pepper')",
+        "DELETE FROM keyring WHERE kind = 'record-mac'",
+        "UPDATE keyring SET kek = 'local:00000000'",
+        "UPDATE keyring SET kek = zeroblob(1000)",
+        "UPDATE keyring SET seal = NULL",
+        "UPDATE keyring SET seal = NULL WHERE kind = 'data'",
+        "UPDATE keyring SET seal = 'text'",
+        "UPDATE keyring SET seal = (SELECT seal FROM keyring WHERE kind = 'pepper')",
     ],
 )
 async def test_edited_keyring(place, damage):

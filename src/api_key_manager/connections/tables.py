@@ -72,6 +72,12 @@ keyring = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("wrapped", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Which key-encryption key wrapped it, and a MAC that shows that it belongs here; NULL in a
+    # database of an older schema until it is opened for the first time.
+    Column("kek", String(128)),
+    Column("seal", LargeBinary),
+    # The revision when it was minted.
+    Column("since", BigInteger, nullable=False, server_default="0"),
 )
 
 keys = Table(

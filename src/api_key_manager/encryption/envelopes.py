@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives.hmac import HMAC
 from api_key_manager.core.exceptions import EncryptionError
 from api_key_manager.core.models import ApiKey
 from api_key_manager.core.signing import MacState, mac
-from api_key_manager.encryption.keyring import DATA, PEPPER, Keyring
-from api_key_manager.encryption.masterkey import MasterKey
+from api_key_manager.encryption.keyring import DATA, PEPPER, RECORD_MAC, Keyring
 
 __all__ = ["EnvelopeBox"]
 
@@ -34,16 +33,15 @@ class EnvelopeBox:
     """The secret box of every store that outlives the process.
 
     Args:
-        master: the key of the record MACs is derived from it.
-        keyring: data keys and peppers.
+        keyring: data keys, peppers, and the key of the record MACs.
 
     Raises:
         EncryptionError: a kind of them is missing.
     """
 
-    def __init__(self, master: MasterKey, keyring: Keyring) -> None:
+    def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._record_mac = FastMac(master.derive("record-mac"))
+        self._record_mac = FastMac(keyring.get(RECORD_MAC, 1))
         self._newest = keyring.newest(DATA)
         self._newest_pepper, _ = keyring.newest(PEPPER)
         # One keyed state per pepper, shared by every bearer key in memory.

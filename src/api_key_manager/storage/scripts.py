@@ -30,7 +30,6 @@ from api_key_manager.connections.tables import (
     idempotency,
     key_uses,
     key_versions,
-    keyring,
     keys,
 )
 from api_key_manager.core.exceptions import ConflictError, KeyExistsError
@@ -128,7 +127,6 @@ _KEEP_ANSWER = Statement(
     .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
     .returning(idempotency.c.scope)
 )
-_KEYRING = Statement(select(keyring.c.kind, keyring.c.number, keyring.c.wrapped))
 _ANY_KEY = Statement(select(keys.c.key_id).limit(1))
 # The literal lets the partial index answer.
 _LIMITED = Statement(
@@ -136,7 +134,6 @@ _LIMITED = Statement(
         text("keys.rate_limits <> '[]'"), keys.c.revoked.is_(False)
     )
 )
-_INSERT_WRAPPED = Statement(keyring.insert())
 
 
 @lru_cache(maxsize=16)
@@ -435,12 +432,6 @@ def describe() -> Script[tuple[str, int, int]]:
     return origin, revision, nonce_birth
 
 
-def read_keyring() -> Script[list[tuple[str, int, bytes]]]:
-    """Kind, number and wrapped bytes of every key."""
-    rows = yield _KEYRING()
-    return [(kind, number, wrapped) for kind, number, wrapped in rows]
-
-
 def is_empty() -> Script[bool]:
     """Whether there was never a key."""
     rows = yield _ANY_KEY()
@@ -451,15 +442,3 @@ def limited() -> Script[tuple[int, str | None]]:
     """How many keys have rate limits of their own, and one of them."""
     ((count, one),) = yield _LIMITED()
     return count, one
-
-
-def found_keyring(
-    minted: Sequence[tuple[str, int, bytes]], now: int
-) -> Script[list[tuple[str, int, bytes]]]:
-    """Put in the first data key and pepper, unless somebody was faster; what is there then."""
-    known = yield from read_keyring()
-    if known:
-        return known
-    rows = [(kind, number, wrapped, now) for kind, number, wrapped in minted]
-    yield Many(_INSERT_WRAPPED, rows)
-    return list(minted)
