@@ -185,8 +185,9 @@ async def test_key_beside_the_database_is_refused(place):
         "DELETE FROM keyring WHERE kind = 'data'",
         "DELETE FROM keyring WHERE kind = 'pepper'",
         "UPDATE keyring SET number = 2 WHERE kind = 'pepper'",
-        "UPDATE keyring SET kind = iif(kind = 'data', 'pepper', 'data'), number = number + 1"
-        " WHERE kind IN ('data', 'pepper')",
+        "UPDATE keyring SET kind = 'pepper', number = 2 WHERE kind = 'data'",
+        "UPDATE keyring SET kind = zeroblob(3) WHERE kind = 'data'",
+        "UPDATE keyring SET number = 'one' WHERE kind = 'data'",
         "DELETE FROM keyring WHERE kind = 'record-mac'",
         "UPDATE keyring SET kek = 'local:00000000'",
         "UPDATE keyring SET kek = zeroblob(1000)",

@@ -63,6 +63,8 @@ deployment = Table(
     Column("least_schema", String(16), nullable=False, server_default="0001"),
     # Where nonces are claimed: NULL here, else the id in the marker of a Redis.
     Column("nonce_place", String(64)),
+    # Older peppers were retired: no digest is made under one of them any more.
+    Column("least_pepper", Integer, nullable=False, server_default="0"),
 )
 
 keyring = Table(

@@ -9,10 +9,18 @@ from api_key_manager.encryption.keyring import (
     PEPPER,
     RECORD_MAC,
     Keyring,
+    new_key,
 )
 from api_key_manager.encryption.masterkey import MasterKey, make_key_file, read_key_file
 from api_key_manager.encryption.provider import KeyEncryption, LocalKey, Providers
-from api_key_manager.encryption.wrapping import WrappedKey, add_missing, open_keyring, seed, wrap
+from api_key_manager.encryption.wrapping import (
+    WrappedKey,
+    add_missing,
+    open_keyring,
+    rewrap,
+    seed,
+    wrap,
+)
 
 __all__ = [
     "AUDIT_MAC",
@@ -30,8 +38,10 @@ __all__ = [
     "WrappedKey",
     "add_missing",
     "make_key_file",
+    "new_key",
     "open_keyring",
     "read_key_file",
+    "rewrap",
     "seed",
     "wrap",
 ]

@@ -13,7 +13,16 @@ from typing import Final
 from api_key_manager.core.exceptions import EncryptionError
 from api_key_manager.core.signing import mac
 
-__all__ = ["AUDIT_MAC", "AUDIT_SIGN", "DATA", "FOUNDED", "PEPPER", "RECORD_MAC", "Keyring"]
+__all__ = [
+    "AUDIT_MAC",
+    "AUDIT_SIGN",
+    "DATA",
+    "FOUNDED",
+    "PEPPER",
+    "RECORD_MAC",
+    "Keyring",
+    "new_key",
+]
 
 DATA: Final = "data"
 PEPPER: Final = "pepper"
@@ -79,17 +88,17 @@ class Keyring:
         except KeyError:
             raise EncryptionError(f"there is no {kind} key number {number}") from None
 
-    def seal(self, kind: str, number: int) -> bytes:
+    def seal(self, kind: str, number: int, key: bytes) -> bytes:
         """What is stored beside a wrapped key to show that it belongs in this place of this
         keyring: a MAC under the record-MAC key, which another database does not have.
 
         The key-encryption key binds kind and number too, but may be shared by several databases.
 
         Raises:
-            EncryptionError: this key, or the record-MAC key, is not here.
+            EncryptionError: the record-MAC key is not here.
         """
         place = b"akm-keyring-1\n%b\n%d\n" % (kind.encode(), number)
-        return mac(self.get(RECORD_MAC, 1), place + self.get(kind, number), "sha256")
+        return mac(self.get(RECORD_MAC, 1), place + key, "sha256")
 
 
 def new_key() -> bytes:

@@ -17,7 +17,7 @@ from api_key_manager.encryption.keyring import (
 )
 from api_key_manager.encryption.provider import KeyEncryption, LocalKey, Providers
 
-__all__ = ["WrappedKey", "add_missing", "open_keyring", "seed", "wrap"]
+__all__ = ["WrappedKey", "add_missing", "open_keyring", "rewrap", "seed", "wrap"]
 
 _AT_ONCE: Final = 8
 _DERIVED: Final = (RECORD_MAC, AUDIT_MAC, AUDIT_SIGN)
@@ -40,15 +40,26 @@ class WrappedKey(NamedTuple):
 
 
 async def wrap(
-    provider: KeyEncryption, ring: Keyring, kind: str, number: int, since: int = 0
+    provider: KeyEncryption, ring: Keyring, kind: str, number: int, key: bytes
 ) -> WrappedKey:
-    """One key of a ring as it is to be stored.
+    """A key as it is to be stored in the place of a ring.
 
     Raises:
         StorageError, VaultError: it cannot be wrapped now.
     """
-    wrapped = await provider.wrap(ring.get(kind, number), _bound(kind, number))
-    return WrappedKey(kind, number, wrapped, provider.name, ring.seal(kind, number), since)
+    wrapped = await provider.wrap(key, _bound(kind, number))
+    return WrappedKey(kind, number, wrapped, provider.name, ring.seal(kind, number, key))
+
+
+async def rewrap(providers: Providers, row: WrappedKey) -> WrappedKey:
+    """The same key wrapped under the current key-encryption key.
+
+    Raises:
+        EncryptionError, StorageError, VaultError: as :func:`open_keyring`.
+    """
+    key, _ = await _unwrap(providers, row)
+    wrapped = await providers.current.wrap(key, _bound(row.kind, row.number))
+    return row._replace(wrapped=wrapped, kek=providers.current.name)
 
 
 async def open_keyring(providers: Providers, rows: Sequence[WrappedKey]) -> Keyring:
@@ -71,12 +82,13 @@ async def add_missing(ring: Keyring, providers: Providers, rows: Iterable[Wrappe
         EncryptionError, StorageError, VaultError: as :func:`open_keyring`.
     """
     rows = [row for row in rows if (row.kind, row.number) not in ring]
+    _refuse_strange(rows)
     _refuse_unknown_names(providers, rows)
     turns = asyncio.Semaphore(_AT_ONCE)
 
     async def one(row: WrappedKey) -> bytes:
         async with turns:
-            return await unwrap(providers, row)
+            return (await _unwrap(providers, row))[0]
 
     keys = await asyncio.gather(*(one(row) for row in rows))
     found = Keyring({(r.kind, r.number): key for r, key in zip(rows, keys, strict=True)})
@@ -86,7 +98,8 @@ async def add_missing(ring: Keyring, providers: Providers, rows: Iterable[Wrappe
         raise EncryptionError(f"there is no {RECORD_MAC} key number 1")
     for row in rows:
         # Without a record-MAC key they are from before there was one in a keyring.
-        if (RECORD_MAC, 1) in found and not _belongs(found, row):
+        key = found.get(row.kind, row.number)
+        if (RECORD_MAC, 1) in found and not _belongs(found, row, key):
             raise EncryptionError(
                 f"the {row.kind} key number {row.number} was changed, or is of another database"
             )
@@ -94,9 +107,16 @@ async def add_missing(ring: Keyring, providers: Providers, rows: Iterable[Wrappe
         ring.add(row.kind, row.number, key)
 
 
-def _belongs(ring: Keyring, row: WrappedKey) -> bool:
+def _belongs(ring: Keyring, row: WrappedKey, key: bytes) -> bool:
     seal = row.seal if isinstance(row.seal, bytes) else b""
-    return hmac.compare_digest(ring.seal(row.kind, row.number), seal)
+    return hmac.compare_digest(ring.seal(row.kind, row.number, key), seal)
+
+
+def _refuse_strange(rows: Sequence[WrappedKey]) -> None:
+    for row in rows:
+        place: tuple[object, object] = row[:2]
+        if not (isinstance(place[0], str) and isinstance(place[1], int)):
+            raise EncryptionError("its keyring was edited")
 
 
 def _refuse_unknown_names(providers: Providers, rows: Sequence[WrappedKey]) -> None:
@@ -114,16 +134,8 @@ def _refuse_unknown_names(providers: Providers, rows: Sequence[WrappedKey]) -> N
         )
 
 
-async def unwrap(providers: Providers, row: WrappedKey) -> bytes:
-    """One key, by whichever provider wrapped it.
-
-    Raises:
-        EncryptionError, StorageError, VaultError: as :func:`open_keyring`.
-    """
-    return (await _unwrap_by(providers, row))[0]
-
-
-async def _unwrap_by(providers: Providers, row: WrappedKey) -> tuple[bytes, KeyEncryption]:
+async def _unwrap(providers: Providers, row: WrappedKey) -> tuple[bytes, KeyEncryption]:
+    """One key, and whichever provider wrapped it."""
     for provider in providers.every:
         # Before names were stored there were only local keys.
         fits = provider.name == row.kek if row.kek else isinstance(provider, LocalKey)
@@ -154,13 +166,19 @@ async def seed(providers: Providers, ring: Keyring, rows: Sequence[WrappedKey]) 
     Raises:
         EncryptionError: no local master key opens the old ones.
     """
-    _, provider = await _unwrap_by(providers, rows[0])
+    _, provider = await _unwrap(providers, rows[0])
     if not isinstance(provider, LocalKey):
         raise EncryptionError(f"there is no {RECORD_MAC} key number 1")
     for kind in _DERIVED:
         ring.add(kind, 1, provider.derived(kind))
-    old = [row._replace(kek=provider.name, seal=ring.seal(row.kind, row.number)) for row in rows]
-    return old + [await wrap(provider, ring, kind, 1) for kind in _DERIVED]
+    old = [
+        row._replace(
+            kek=provider.name,
+            seal=ring.seal(row.kind, row.number, ring.get(row.kind, row.number)),
+        )
+        for row in rows
+    ]
+    return old + [await wrap(provider, ring, kind, 1, ring.get(kind, 1)) for kind in _DERIVED]
 
 
 def _bound(kind: str, number: int) -> bytes:

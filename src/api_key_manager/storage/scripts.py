@@ -32,7 +32,7 @@ from api_key_manager.connections.tables import (
     key_versions,
     keys,
 )
-from api_key_manager.core.exceptions import ConflictError, KeyExistsError
+from api_key_manager.core.exceptions import ConflictError, KeyExistsError, StorageError
 from api_key_manager.core.models import (
     ApiKey,
     AuditEvent,
@@ -83,7 +83,7 @@ _LOAD = Statement(_RECORDS.where(keys.c.key_id == _KEY).order_by(key_versions.c.
 _TAKE_REVISIONS = Statement(
     deployment.update()
     .values(revision=deployment.c.revision + bindparam("b_count"))
-    .returning(deployment.c.revision)
+    .returning(deployment.c.revision, deployment.c.least_pepper)
 )
 _DEPLOYMENT = Statement(
     select(deployment.c.origin, deployment.c.revision, deployment.c.nonce_birth)
@@ -199,7 +199,8 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
     In a dozen statements however many changes there are: whoever else writes waits meanwhile.
     """
     # Taking the revisions first also puts writers in a line until commit.
-    last = (yield _TAKE_REVISIONS(b_count=len(wanted)))[0][0]
+    last, least_pepper = (yield _TAKE_REVISIONS(b_count=len(wanted)))[0]
+    _refuse_retired(wanted, least_pepper)
     key_ids = list(dict.fromkeys(change.record.key_id for change in wanted))
     rows = yield from _by_id(_revisions_of_some, key_ids)
     stored: dict[str, int] = {row[0]: row[1] for row in rows}
@@ -214,6 +215,17 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
         if not kept:
             raise ConflictError("the request was not begun, or took too long")
     return done
+
+
+def _refuse_retired(wanted: Sequence[Change], least_pepper: int) -> None:
+    """A process that has not heard that its pepper was retired must hand out no token under it."""
+    for change in wanted:
+        for version in change.record.versions:
+            if not version.ended and (version.pepper or least_pepper) < least_pepper:
+                raise StorageError(
+                    f"pepper {version.pepper} was retired, and this process does not know the"
+                    " newest one yet: try again in a few seconds"
+                )
 
 
 def _decide(

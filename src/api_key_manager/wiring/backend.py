@@ -1,13 +1,10 @@
-"""One set of stores, and the box that goes with a database."""
+"""One set of stores."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from api_key_manager.core.exceptions import ConfigurationError, EncryptionError
 from api_key_manager.core.ports import (
     Feed,
     IdempotencyStore,
@@ -17,37 +14,10 @@ from api_key_manager.core.ports import (
     SecretBox,
 )
 from api_key_manager.core.records import Load
-from api_key_manager.encryption import (
-    FOUNDED,
-    EnvelopeBox,
-    Keyring,
-    Providers,
-    WrappedKey,
-    open_keyring,
-    seed,
-    wrap,
-)
-from api_key_manager.storage import Driver, keyrings, scripts
-from api_key_manager.storage.keyrings import Row
+from api_key_manager.wiring.keyring import StoredKeyring
 from api_key_manager.wiring.supervisor import Work
 
-__all__ = ["Backend", "Opened", "open_box"]
-
-
-class Opened(NamedTuple):
-    """What opening the keyring of a database gives.
-
-    Attributes:
-        box: of its records.
-        keyring: the keys themselves, for what else needs one of them.
-        providers: what wraps them.
-        origin: of the database.
-    """
-
-    box: EnvelopeBox
-    keyring: Keyring
-    providers: Providers
-    origin: str
+__all__ = ["Backend"]
 
 
 async def _nothing() -> None:
@@ -81,7 +51,7 @@ class Backend:
     knock: Callable[[], None] = lambda: None
     tasks: Mapping[str, Work] = field(default_factory=dict)
     load: Load | None = None
-    keys: Opened | None = None
+    keys: StoredKeyring | None = None
     close_more: Callable[[], Awaitable[None]] = _nothing
 
     async def close(self) -> None:
@@ -90,54 +60,3 @@ class Backend:
         if self.keys is not None:
             await self.keys.providers.close()
         await self.store.close()
-
-
-async def open_box(
-    driver: Driver, name: str, find: Callable[..., Providers], *, create: bool = True
-) -> Opened:
-    """Open the keyring of a database; found it, if there is none.
-
-    Args:
-        driver: of the database.
-        name: the database, in words.
-        find: the key-encryption keys, by the database's origin and whether a local one may be made.
-        create: whether whoever opens it may decide on the key-encryption key.
-
-    Raises:
-        ConfigurationError: the keys do not open, or there are none and none may be minted.
-        StorageError, VaultError: they cannot be read or unwrapped now.
-    """
-    origin, _, _ = await driver.read(scripts.describe)
-    rows = await driver.read(keyrings.read_keyring)
-    empty = await driver.read(scripts.is_empty)
-    if not (rows or empty):
-        raise ConfigurationError(f"{name} cannot be used: its keys lost their data keys")
-    if not (rows or create):
-        # Whoever comes first decides on the master key: that must be who means to.
-        raise ConfigurationError(f"{name} has no keys yet: `akm serve` or `akm db upgrade` first")
-    providers = find(origin, make=not rows)
-    try:
-        ring = await _open_ring(driver, providers, rows)
-        return Opened(EnvelopeBox(ring), ring, providers, origin)
-    except EncryptionError as error:
-        await providers.close()
-        raise ConfigurationError(f"{name} cannot be used: {error}") from None
-    except BaseException:
-        await providers.close()
-        raise
-
-
-async def _open_ring(driver: Driver, providers: Providers, rows: Sequence[Row]) -> Keyring:
-    now = time.time_ns() // 1000
-    if not rows:
-        ring = Keyring.fresh()
-        minted = [await wrap(providers.current, ring, kind, 1) for kind in FOUNDED]
-        # Of two first starts at once the one that comes second uses what the first put in.
-        rows = await driver.write(keyrings.found_keyring, [Row(*row) for row in minted], now)
-    known = [WrappedKey(*row) for row in rows]
-    ring = await open_keyring(providers, known)
-    if all(row.seal is None for row in known):
-        seeded = await seed(providers, ring, known)
-        rows = await driver.write(keyrings.seed_keyring, [Row(*row) for row in seeded], now)
-        ring = await open_keyring(providers, [WrappedKey(*row) for row in rows])
-    return ring

@@ -11,7 +11,8 @@ from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.memory import MemoryIdempotency, MemoryStore
 from api_key_manager.storage import SqliteDriver, SqliteFeed, SqliteStore, SqlNonceStore, upgrade
 from api_key_manager.storage.quotas import SqlQuotaStore
-from api_key_manager.wiring.backend import Backend, open_box
+from api_key_manager.wiring.backend import Backend
+from api_key_manager.wiring.keyring import open_box
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import database_path
 from api_key_manager.wiring.providers import find_providers

@@ -16,7 +16,8 @@ from api_key_manager.storage.postgres_feed import PostgresFeed
 from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
 from api_key_manager.storage.quotas import SqlQuotaStore
 from api_key_manager.storage.schema import HEAD, KNOWN
-from api_key_manager.wiring.backend import Backend, open_box
+from api_key_manager.wiring.backend import Backend
+from api_key_manager.wiring.keyring import open_box
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.providers import find_providers
 from api_key_manager.wiring.supervisor import every

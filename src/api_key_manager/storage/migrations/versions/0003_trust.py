@@ -22,6 +22,9 @@ def _audit_log() -> None:
 
 def _encryption() -> None:
     """Which key wraps a key of the keyring, what shows that it belongs there, since when it is."""
+    op.add_column(
+        "deployment", sa.Column("least_pepper", sa.Integer, nullable=False, server_default="0")
+    )
     op.add_column("keyring", sa.Column("kek", sa.String(128)))
     op.add_column("keyring", sa.Column("seal", sa.LargeBinary))
     op.add_column("keyring", sa.Column("since", sa.BigInteger, nullable=False, server_default="0"))
