@@ -164,7 +164,7 @@ def rewrap_keys(changes: Sequence[tuple[Row, Row]], event: AuditEvent | None) ->
         )  # fmt: skip
         done += len(rows)
     yield _RAISE_LEAST()
-    yield from record_events([] if event is None else [event], {})
+    yield from record_events([event] if event is not None and done else [], {})
     return done
 
 
