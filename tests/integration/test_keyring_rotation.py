@@ -142,8 +142,7 @@ async def test_what_was_minted_before_the_keyring_held_all_keys(place):
         values = version_values(key_id, version)
         names = [column.name for column in key_versions.columns]
         place.sql(
-            f"INSERT INTO key_versions ({', '.join(names)})"
-            f" VALUES ({', '.join('?' * len(names))})",
+            f"INSERT INTO key_versions ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
             *(values[name] for name in names),
         )
     place.sql("UPDATE deployment SET revision = 1")

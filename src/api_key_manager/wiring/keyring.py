@@ -133,16 +133,15 @@ class StoredKeyring:
     # Minting
 
     async def _mint_when_due(self) -> None:
-        _, revision, _ = await self._driver.read(scripts.describe)
-        rows = await self._driver.read(keyrings.read_keyring)
-        since = max((row.since for row in rows if row.kind == DATA), default=0)
-        if revision - since >= _MINT_AT:
-            try:
+        try:
+            _, revision, _ = await self._driver.read(scripts.describe)
+            rows = await self._driver.read(keyrings.read_keyring)
+            since = max((row.since for row in rows if row.kind == DATA), default=0)
+            if revision - since >= _MINT_AT:
                 number = await self.mint(DATA)
-            except APIKeyManagerException as error:
-                _log.error("the next data key cannot be minted: %s", error)
-            else:
                 _log.info("data key %d seals from now on", number)
+        except APIKeyManagerException as error:
+            _log.error("the next data key cannot be minted: %s", error)
 
     async def mint(self, kind: str, event: AuditEvent | None = None) -> int:
         """Mint the next key of a kind, and use it; its number. If another process did so at the
