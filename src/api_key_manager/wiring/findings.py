@@ -47,13 +47,19 @@ async def _key_encryption(keys: StoredKeyring) -> Finding:
 async def _peppers(keys: StoredKeyring) -> list[Finding]:
     counted = await keys.digests()
     newest = max(counted)
+    older = {number: count for number, count in counted.items() if number != newest}
     found = [
         Finding(
             "warning", "peppers",
             f"{count} digests are still under pepper {number}; they move to {newest} as their"
             f" tokens are used (`akm secrets rotate-pepper --retire {number}` ends the rest)",
         )
-        for number, count in counted.items()
-        if number != newest
+        for number, count in older.items()
+        if count
     ]  # fmt: skip
-    return found or [Finding("ok", "peppers", f"all digests are under pepper {newest}")]
+    if found:
+        return found
+    told = f"all digests are under pepper {newest}"
+    if older:
+        told += f"; `akm secrets rotate-pepper --retire {max(older)}` removes the older ones"
+    return [Finding("ok", "peppers", told)]
