@@ -145,7 +145,7 @@ class TestSecrets:
                 assert name not in SECRETS or value == "", f"{file.name}: {name}"
 
     def test_how_to_make_it(self):
-        """The command of the README makes every key that the pods ask for at first, and no other."""
+        """The command of the README makes every key that the pods need at first, and no other."""
         text = (FOLDER / "README.md").read_text(encoding="utf-8")
         (command,) = re.findall(r"^kubectl .* create secret generic akm(?:.*\\\n)*.*$", text, re.M)
         words = shlex.split(command.replace("\\\n", " "))

@@ -43,7 +43,9 @@ _READ = Statement(select(*(keyring.c[name] for name in _COLUMNS)))
 _INSERT = Statement(keyring.insert())
 _PLACE = (keyring.c.kind == bindparam("b_kind"), keyring.c.number == bindparam("b_number"))
 _SEAL = Statement(
-    keyring.update().where(*_PLACE).values(kek=bindparam("b_kek"), seal=bindparam("b_seal"))
+    keyring.update()
+    .where(*_PLACE)
+    .values(kek=bindparam("b_kek"), seal=bindparam("b_seal"), since=bindparam("b_since"))
 )
 # Whoever changes the keyring holds this row to commit; code of an older schema derived from the
 # master key what is in the keyring now, and would find records damaged that are not.
@@ -116,10 +118,15 @@ def seed_keyring(rows: Sequence[Row], now: int) -> Script[list[Row]]:
     known = yield from read_keyring()
     if any(row.seal is not None for row in known):
         return known
+    # From now on: older code may still run beside this one, and would not open a next data key.
+    _, revision, _ = yield from describe()
     there = {(row.kind, row.number) for row in known}
     for row in rows:
         if (row.kind, row.number) in there:
-            yield _SEAL(b_kind=row.kind, b_number=row.number, b_kek=row.kek, b_seal=row.seal)
+            yield _SEAL(
+                b_kind=row.kind, b_number=row.number, b_kek=row.kek, b_seal=row.seal,
+                b_since=revision,
+            )  # fmt: skip
     yield _insert([row for row in rows if (row.kind, row.number) not in there], now)
     return (yield from read_keyring())
 

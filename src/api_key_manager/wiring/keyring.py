@@ -69,7 +69,7 @@ class StoredKeyring:
 
     Attributes:
         box: of its records.
-        renewed: called when this process has learnt of new keys.
+        renewed: called when this process has learnt of a new pepper.
     """
 
     def __init__(self, driver: Driver, providers: Providers, keyring: Keyring, origin: str) -> None:
@@ -101,11 +101,11 @@ class StoredKeyring:
     async def keep(self) -> None:
         """Learn every few seconds, and mint the next data key when it is time."""
         while True:
+            await asyncio.sleep(_LOOK_SECONDS)
             async with self._turn:
                 self._begun += 1
                 if await self._look():
                     await self._mint_when_due()
-            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _look(self) -> bool:
         self._looked_at = time.monotonic()
@@ -121,14 +121,15 @@ class StoredKeyring:
 
     async def _take(self, rows: Sequence[Row]) -> None:
         """Put in what is new."""
-        before = self._newest()
+        data, pepper = self._newest(DATA), self._newest(PEPPER)
         await add_missing(self.keyring, self.providers, [WrappedKey(*row) for row in rows])
-        if self._newest() != before:
+        if self._newest(DATA) != data or self._newest(PEPPER) != pepper:
             self.box.refresh()
+        if self._newest(PEPPER) != pepper:
             self.renewed()
 
-    def _newest(self) -> list[int]:
-        return [max(self.keyring.numbers(kind), default=0) for kind in (DATA, PEPPER)]
+    def _newest(self, kind: str) -> int:
+        return max(self.keyring.numbers(kind), default=0)
 
     # Minting
 
@@ -151,10 +152,10 @@ class StoredKeyring:
             EncryptionError, StorageError, VaultError: it cannot be minted now.
         """
         await self._take(await self._driver.read(keyrings.read_keyring))
-        number = max(self.keyring.numbers(kind), default=0) + 1
+        number = self._newest(kind) + 1
         row = await wrap(self.providers.current, self.keyring, kind, number, new_key())
         await self._take(await self._driver.write(keyrings.add_key, Row(*row), event, _now()))
-        return max(self.keyring.numbers(kind))
+        return self._newest(kind)
 
     # The key-encryption key
 
@@ -203,7 +204,7 @@ class StoredKeyring:
         Raises:
             EncryptionError, StorageError, VaultError: it cannot be minted now.
         """
-        number = max(self.keyring.numbers(PEPPER)) + 1
+        number = self._newest(PEPPER) + 1
         return await self.mint(PEPPER, _event("pepper_rotated", actor, pepper=number))
 
     async def digests(self) -> dict[int, int]:
