@@ -278,7 +278,7 @@ async def _open_ring(driver: Driver, providers: Providers, rows: Sequence[Row]) 
         rows = await driver.write(keyrings.found_keyring, minted, _now())
     known = [WrappedKey(*row) for row in rows]
     ring = await open_keyring(providers, known)
-    if all(row.seal is None for row in known):
+    if all(row.seal is None and row.kek is None for row in known):
         seeded = [Row(*row) for row in await seed(providers, ring, known)]
         rows = await driver.write(keyrings.seed_keyring, seeded, _now())
         ring = await open_keyring(providers, [WrappedKey(*row) for row in rows])
