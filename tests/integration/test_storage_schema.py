@@ -223,7 +223,7 @@ async def test_several_make_the_same_new_database_at_once(place, round_):
         (1, 1, 8)
     ]
     assert place.sql("SELECT kind, number FROM keyring ORDER BY kind") == [
-        ("data", 1), ("pepper", 1)
+        ("audit-mac", 1), ("audit-sign", 1), ("data", 1), ("pepper", 1), ("record-mac", 1)
     ]  # fmt: skip
     assert place.sql("SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert [path.name for path in place.key_file.parent.iterdir()] == [place.key_file.name]

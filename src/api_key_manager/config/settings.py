@@ -164,6 +164,14 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     AKM_MASTER_KEY_FILE: Path = Field(
         "", description="A file that holds the master key, instead of AKM_MASTER_KEY."
     )
+    AKM_PREVIOUS_MASTER_KEY: MasterKey = Field(
+        "",
+        repr=False,
+        description="The master key before this one, until `akm secrets rotate-kek` is done.",
+    )
+    AKM_PREVIOUS_MASTER_KEY_FILE: Path = Field(
+        "", description="A file that holds it, instead of AKM_PREVIOUS_MASTER_KEY."
+    )
     KEK_PROVIDER: Literal["local", "vault-transit"] = Field(
         "local", description="What wraps the data keys; vault-transit is not built yet."
     )
@@ -248,8 +256,9 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         if bool(self.TLS_CERT) != bool(self.TLS_KEY):
             given, missing = ("TLS_CERT", "TLS_KEY") if self.TLS_CERT else ("TLS_KEY", "TLS_CERT")
             raise ValueError(f"{given} is set, but {missing} is not: set both or none")
-        if self.AKM_MASTER_KEY and self.AKM_MASTER_KEY_FILE:
-            raise ValueError("AKM_MASTER_KEY and AKM_MASTER_KEY_FILE are both set: set only one")
+        for name in ("AKM_MASTER_KEY", "AKM_PREVIOUS_MASTER_KEY"):
+            if getattr(self, name) and getattr(self, f"{name}_FILE"):
+                raise ValueError(f"{name} and {name}_FILE are both set: set only one")
         if self.AUTHORIZE_RULES and not self.AUTHORIZE_PROFILE:
             # Rules are about the original request, which only a gateway can tell.
             raise ValueError("AUTHORIZE_RULES is set, but AUTHORIZE_PROFILE is not: set both")

@@ -63,6 +63,8 @@ deployment = Table(
     Column("least_schema", String(16), nullable=False, server_default="0001"),
     # Where nonces are claimed: NULL here, else the id in the marker of a Redis.
     Column("nonce_place", String(64)),
+    # Older peppers were retired: no digest is made under one of them any more.
+    Column("least_pepper", Integer, nullable=False, server_default="0"),
 )
 
 keyring = Table(
@@ -72,6 +74,12 @@ keyring = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("wrapped", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Which key-encryption key wrapped it, and a MAC that shows that it belongs here; NULL in a
+    # database of an older schema until it is opened for the first time.
+    Column("kek", String(128)),
+    Column("seal", LargeBinary),
+    # The revision when it was minted.
+    Column("since", BigInteger, nullable=False, server_default="0"),
 )
 
 keys = Table(

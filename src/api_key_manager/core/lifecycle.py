@@ -28,7 +28,16 @@ from api_key_manager.core.models import (
     rfc3339,
 )
 
-__all__ = ["delete", "event_action", "require_usable", "revoke", "rotate", "settle", "update"]
+__all__ = [
+    "delete",
+    "event_action",
+    "require_usable",
+    "retire",
+    "revoke",
+    "rotate",
+    "settle",
+    "update",
+]
 
 MAX_LIVE_VERSIONS = 8
 
@@ -96,6 +105,41 @@ def revoke(record: ApiKey, reason: str | None, at: int, now: int) -> ApiKey:
         revoke_reason=reason or record.revoke_reason,
         updated_at=now,
     )
+
+
+def retire(record: ApiKey, least_pepper: int, actor: str, now: int) -> Change | None:
+    """End every version whose digest is under an older pepper, and the key when none is left.
+
+    Args:
+        least_pepper: the oldest pepper that stays.
+        actor: for the audit log.
+        now: in µs.
+
+    Returns:
+        ``None`` when there is no such version.
+    """
+    versions = tuple(
+        _end(replace(v, ends_at=min(now, now if v.ends_at is None else v.ends_at)), now)
+        if v.pepper is not None and v.pepper < least_pepper
+        else v
+        for v in record.versions
+    )
+    ended = [
+        new.version
+        for old, new in zip(record.versions, versions, strict=True)
+        if new.ended and not old.ended
+    ]
+    if not ended:
+        return None
+    changed = replace(record, versions=versions, updated_at=now)
+    verb, reason = "version_ended", f"pepper {least_pepper - 1} is retired"
+    if not record.revoked and all(version.ended for version in versions):
+        changed, verb = revoke(changed, reason, now, now), "revoked"
+    event = AuditEvent(
+        now, event_action(record, verb), record.key_id, actor, reason,
+        detail_json=canonical_json({"versions": ended}), environment=record.environment,
+    )  # fmt: skip
+    return Change(changed, record.revision, [event])
 
 
 def delete(record: ApiKey, now: int) -> ApiKey:

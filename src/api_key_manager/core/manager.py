@@ -14,6 +14,7 @@ from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.core.failures import FAILURES_PER_MINUTE, Failures
 from api_key_manager.core.inputs import check_name, check_rate_limits
 from api_key_manager.core.keeping import KeyLifeCycle
+from api_key_manager.core.lifecycle import retire
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.lookups import PAGE_LIMIT, STATES, audit_query, key_query, write_cursor
@@ -24,6 +25,7 @@ from api_key_manager.core.memory import (
     MemoryStore,
 )
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
+from api_key_manager.core.moving import Moves
 from api_key_manager.core.ports import (
     EmbeddedStore,
     KeyStore,
@@ -120,6 +122,7 @@ class KeyManager(KeyLifeCycle):
             quotas if quotas is not None else MemoryQuotaStore() if in_memory else None,
             lease=background,
         )
+        self.moves = Moves(self.box)
         self._verifier = Verifier(
             store=self.store,
             records=self.records,
@@ -133,6 +136,7 @@ class KeyManager(KeyLifeCycle):
             rules=replace(self.validator.rules, nonce_window=nonce_window_seconds),
             write=self._write,
             write_through=not (background or in_memory),
+            moves=self.moves,
         )
 
         self.repeat_now = self._verifier.repeat_now
@@ -154,6 +158,43 @@ class KeyManager(KeyLifeCycle):
         confined = copy.copy(self)
         confined.environment = check_name("environment", environment)
         return confined
+
+    async def move_digests(self) -> None:
+        """Write digests of tokens that were seen, under the newest pepper.
+
+        Raises:
+            StorageError: it cannot be done now.
+        """
+        await self.moves.write(self.store.load, self._write, self._now())
+
+    async def retire_digests(
+        self, key_ids: Sequence[str], least_pepper: int, by: Origin = LIBRARY
+    ) -> int:
+        """End versions whose digest is under an older pepper than this one, and keys that have no
+        other; of every realm.
+
+        Args:
+            key_ids: which keys; those that cannot be believed are left alone, and said in the log.
+            least_pepper: the oldest pepper that stays.
+            by: on whose behalf.
+
+        Returns:
+            How many keys were changed.
+
+        Raises:
+            ConflictError: one of them was changed meanwhile, and none was by this.
+            StorageError: it cannot be done now.
+        """
+        records = [r for r in await self.store.load(key_ids) if r is not None]
+        now, actor = self._now(), by.storable().actor
+        changes = [
+            change
+            for record in self._intact(records)
+            if (change := retire(record, least_pepper, actor, now)) is not None
+        ]
+        if changes:
+            await self._write(changes)
+        return len(changes)
 
     def close(self) -> None:
         """Refuse what comes from now on; what was accepted can still be flushed."""

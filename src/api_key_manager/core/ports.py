@@ -406,6 +406,18 @@ class SecretBox(Protocol):
         """Raises ``EncryptionError`` for a pepper that is not there."""
         ...
 
+    def is_newest(self, pepper: int) -> bool:
+        """Whether no pepper is newer than this one, as far as is known here."""
+        ...
+
+    def knows(self, version: KeyVersion) -> bool:
+        """Whether the key that this version is sealed or digested under is here."""
+        ...
+
+    async def learn(self) -> None:
+        """Look for keys that others minted; when that is not possible, it says so in the log."""
+        ...
+
     def record_mac(self, record: ApiKey) -> bytes:
         """The MAC over the record's security columns and revision."""
         ...

@@ -215,7 +215,11 @@ class Records:
         """A record whose secrets are opened by the first credential that needs them."""
         if not is_intact(record, self._box):
             raise EncryptionError(edited(record))
-        return OpenKey(record, partial(self._make_ready, record), decoy=decoy)
+        stale = not decoy and any(
+            version.pepper is not None and not self._box.is_newest(version.pepper)
+            for version in record.versions
+        )
+        return OpenKey(record, partial(self._make_ready, record), decoy=decoy, stale=stale)
 
     def _make_ready(self, record: ApiKey, kind: Kind) -> tuple[OpenVersion, ...]:
         """Of a credential of the other kind nothing is proved, at the price of an unknown key."""
@@ -340,6 +344,10 @@ class Records:
             records = await self._load_stored(key_ids)
         except StorageError as error:
             return dict.fromkeys(key_ids, error)
+        knows = self._box.knows
+        if not all(knows(v) for record in records if record is not None for v in record.versions):
+            # Sealed under a key that another node minted since this one looked last.
+            await self._box.learn()
         return dict(zip(key_ids, map(self._open, records), strict=True))
 
     def _open(self, record: ApiKey | None) -> Found | None:

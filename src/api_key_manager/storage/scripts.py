@@ -30,10 +30,9 @@ from api_key_manager.connections.tables import (
     idempotency,
     key_uses,
     key_versions,
-    keyring,
     keys,
 )
-from api_key_manager.core.exceptions import ConflictError, KeyExistsError
+from api_key_manager.core.exceptions import ConflictError, KeyExistsError, StorageError
 from api_key_manager.core.models import (
     ApiKey,
     AuditEvent,
@@ -84,7 +83,7 @@ _LOAD = Statement(_RECORDS.where(keys.c.key_id == _KEY).order_by(key_versions.c.
 _TAKE_REVISIONS = Statement(
     deployment.update()
     .values(revision=deployment.c.revision + bindparam("b_count"))
-    .returning(deployment.c.revision)
+    .returning(deployment.c.revision, deployment.c.least_pepper)
 )
 _DEPLOYMENT = Statement(
     select(deployment.c.origin, deployment.c.revision, deployment.c.nonce_birth)
@@ -128,7 +127,6 @@ _KEEP_ANSWER = Statement(
     .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
     .returning(idempotency.c.scope)
 )
-_KEYRING = Statement(select(keyring.c.kind, keyring.c.number, keyring.c.wrapped))
 _ANY_KEY = Statement(select(keys.c.key_id).limit(1))
 # The literal lets the partial index answer.
 _LIMITED = Statement(
@@ -136,7 +134,6 @@ _LIMITED = Statement(
         text("keys.rate_limits <> '[]'"), keys.c.revoked.is_(False)
     )
 )
-_INSERT_WRAPPED = Statement(keyring.insert())
 
 
 @lru_cache(maxsize=16)
@@ -202,7 +199,8 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
     In a dozen statements however many changes there are: whoever else writes waits meanwhile.
     """
     # Taking the revisions first also puts writers in a line until commit.
-    last = (yield _TAKE_REVISIONS(b_count=len(wanted)))[0][0]
+    last, least_pepper = (yield _TAKE_REVISIONS(b_count=len(wanted)))[0]
+    _refuse_retired(wanted, least_pepper)
     key_ids = list(dict.fromkeys(change.record.key_id for change in wanted))
     rows = yield from _by_id(_revisions_of_some, key_ids)
     stored: dict[str, int] = {row[0]: row[1] for row in rows}
@@ -217,6 +215,17 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
         if not kept:
             raise ConflictError("the request was not begun, or took too long")
     return done
+
+
+def _refuse_retired(wanted: Sequence[Change], least_pepper: int) -> None:
+    """A process that has not heard that its pepper was retired must hand out no token under it."""
+    for change in wanted:
+        for version in change.record.versions:
+            if not version.ended and (version.pepper or least_pepper) < least_pepper:
+                raise StorageError(
+                    f"pepper {version.pepper} was retired, and this process does not know the"
+                    " newest one yet: try again in a few seconds"
+                )
 
 
 def _decide(
@@ -435,12 +444,6 @@ def describe() -> Script[tuple[str, int, int]]:
     return origin, revision, nonce_birth
 
 
-def read_keyring() -> Script[list[tuple[str, int, bytes]]]:
-    """Kind, number and wrapped bytes of every key."""
-    rows = yield _KEYRING()
-    return [(kind, number, wrapped) for kind, number, wrapped in rows]
-
-
 def is_empty() -> Script[bool]:
     """Whether there was never a key."""
     rows = yield _ANY_KEY()
@@ -451,15 +454,3 @@ def limited() -> Script[tuple[int, str | None]]:
     """How many keys have rate limits of their own, and one of them."""
     ((count, one),) = yield _LIMITED()
     return count, one
-
-
-def found_keyring(
-    minted: Sequence[tuple[str, int, bytes]], now: int
-) -> Script[list[tuple[str, int, bytes]]]:
-    """Put in the first data key and pepper, unless somebody was faster; what is there then."""
-    known = yield from read_keyring()
-    if known:
-        return known
-    rows = [(kind, number, wrapped, now) for kind, number, wrapped in minted]
-    yield Many(_INSERT_WRAPPED, rows)
-    return list(minted)

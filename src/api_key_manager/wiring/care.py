@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import (
@@ -20,6 +19,7 @@ from api_key_manager.core.records import open_record
 from api_key_manager.storage import SqliteDriver, SqlStore, scripts
 from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
+from api_key_manager.wiring.findings import Finding, keyring_findings
 from api_key_manager.wiring.limits import unshared_between_nodes
 from api_key_manager.wiring.places import database_path
 
@@ -27,14 +27,6 @@ __all__ = ["Finding", "backup", "diagnose", "upgrade"]
 
 _PAGE = 500
 _SHOWN = 10
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at."""
-
-    level: Literal["ok", "warning", "error"]
-    topic: str
-    message: str
 
 
 async def upgrade(settings: Settings) -> str:
@@ -133,6 +125,8 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         async with open_deployment(settings, create=False, background=False) as deployment:
             yield Finding("ok", "database", f"{name}, schema {schema}")
             yield Finding("ok", "master key", f"{deployment.master_key} opens the database")
+            for finding in await keyring_findings(deployment):
+                yield finding
             for finding in _files(settings, path, deployment):
                 yield finding
             limits = await unshared_between_nodes(settings, deployment.manager.store)

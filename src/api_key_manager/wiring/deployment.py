@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
 _CREDITS_SECONDS = 1.0
+_MOVE_SECONDS = 1.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 _PROBE_SECONDS = 0.5
@@ -148,6 +149,12 @@ class Deployment:
         else:
             self._sweeps = True
 
+    async def move_digests(self) -> None:
+        """Bring digests of tokens that were seen under the newest pepper."""
+        # What could not be written is noted again when the token is seen again.
+        with suppress(StorageError):
+            await self.manager.move_digests()
+
     async def give_back_credits(self) -> None:
         """Return credits of quotas that lie idle here."""
         await self.manager.credits.give_back_idle(self.manager.clock())
@@ -252,6 +259,9 @@ async def open_deployment(
         await observing.close()
         raise
     try:
+        if backend.keys is not None:
+            # Also for one command: an import may outgrow a data key.
+            deployment.supervisor.start("keyring", backend.keys.keep)
         if background:
             await _start(deployment)
         yield deployment
@@ -301,6 +311,10 @@ async def _start(deployment: Deployment) -> None:
     manager, supervisor, settings = deployment.manager, deployment.supervisor, deployment.settings
     store, backend = manager.store, deployment.backend
     await warn_of_unshared_limits(settings, store)
+    if backend.keys is not None:
+        # What was opened when there was no newer pepper does not know that it is to move.
+        backend.keys.renewed = manager.records.changed_all
+        supervisor.start("digests", every(_MOVE_SECONDS, deployment.move_digests))
     if backend.feed is not None:
         deployment.follower = Follower(
             backend.feed,
