@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from api_key_manager.audit.sealing import LogKeys, Notary
 from api_key_manager.core.exceptions import ConfigurationError, EncryptionError
 from api_key_manager.core.ports import (
     Feed,
@@ -18,9 +20,23 @@ from api_key_manager.core.ports import (
 from api_key_manager.core.records import Load
 from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey, WrappedKey
 from api_key_manager.storage import Driver, scripts
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.wiring.supervisor import Work
 
-__all__ = ["Backend", "open_box"]
+__all__ = ["Backend", "Kept", "open_box"]
+
+
+class Kept(NamedTuple):
+    """What a database keeps under the master key.
+
+    ``box`` seals secrets, ``notary`` vouches for the log; ``source`` is where the master key is, in
+    words.
+    """
+
+    box: EnvelopeBox
+    notary: Notary
+    origin: str
+    source: str
 
 
 async def _nothing() -> None:
@@ -39,6 +55,8 @@ class Backend:
         knock: tells the feed to look; for wake-ups that come by other ways.
         tasks: what has to run meanwhile, by name.
         load: where records to be judged come from, if not straight from the store.
+        log: the transparency log, where there is one.
+        notary: vouches for it.
     """
 
     store: KeyStore
@@ -53,6 +71,8 @@ class Backend:
     knock: Callable[[], None] = lambda: None
     tasks: Mapping[str, Work] = field(default_factory=dict)
     load: Load | None = None
+    log: SqlLog | None = None
+    notary: Notary | None = None
     close_more: Callable[[], Awaitable[None]] = _nothing
 
     async def close(self) -> None:
@@ -63,8 +83,8 @@ class Backend:
 
 async def open_box(
     driver: Driver, name: str, find: Callable[..., MasterKey], *, create: bool = True
-) -> tuple[EnvelopeBox, str, str]:
-    """The box of a database, its origin, and where the master key is."""
+) -> Kept:
+    """What needs the master key of a database."""
     origin, _, _ = await driver.read(scripts.describe)
     known = await driver.read(scripts.read_keyring)
     empty = await driver.read(scripts.is_empty)
@@ -82,4 +102,8 @@ async def open_box(
         box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in known]))
     except EncryptionError as error:
         raise ConfigurationError(f"{name} cannot be used: {error}") from None
-    return box, origin, master.source
+    return Kept(box, Notary(_log_keys(master), origin), origin, master.source)
+
+
+def _log_keys(master: MasterKey) -> LogKeys:
+    return LogKeys(master.derive("audit-mac"), master.derive("audit-sign"))

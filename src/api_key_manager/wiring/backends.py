@@ -10,6 +10,7 @@ from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.memory import MemoryIdempotency, MemoryStore
 from api_key_manager.storage import SqliteDriver, SqliteFeed, SqliteStore, SqlNonceStore, upgrade
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.storage.quotas import SqlQuotaStore
 from api_key_manager.wiring.backend import Backend, open_box
 from api_key_manager.wiring.observing import Observing
@@ -52,13 +53,13 @@ async def _on_sqlite(
     driver = SqliteDriver(path, turns=None if worker is None else worker.folder)
     try:
         find = partial(find_master_key, settings, path)
-        box, origin, where = await open_box(driver, str(path), find)
-        observe = observing.meter.operation
-        store = SqliteStore(driver, observe=observe)
+        box, notary, origin, where = await open_box(driver, str(path), find)
+        observe, stamp = observing.meter.operation, notary.macs.stamp
+        store = SqliteStore(driver, observe=observe, stamp=stamp)
         return Backend(
             store, store, str(path), where, SqlNonceStore(driver, observe=observe),
             SqlQuotaStore(driver, observe=observe), box, origin,
-            SqliteFeed(driver),
+            SqliteFeed(driver), log=SqlLog(driver, stamp), notary=notary,
         )  # fmt: skip
     except BaseException:
         await driver.close()

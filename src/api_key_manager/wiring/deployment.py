@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from api_key_manager.audit.sealer import Sealer
 from api_key_manager.cache import Follower, Window
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
@@ -65,6 +66,7 @@ class Deployment:
         first_token_file: where that token was put, when no terminal could show it.
         observing: counts what happens.
         exposition: the metrics.
+        sealer: keeps the transparency log, where there is one.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Deployment:
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
         self._sweeps = True
+        self.sealer = _sealer(manager, backend)
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared
@@ -105,12 +108,14 @@ class Deployment:
         return found
 
     def degraded(self) -> list[str]:
-        """What is away though requests are answered all the same, as the settings say."""
+        """What is away though requests are answered all the same, as the settings say, and what is
+        wrong with the log."""
+        found = self.sealer.problems() if self.sealer is not None else []
         if self.shared is not None:
-            return self.shared.problems()
+            return [*self.shared.problems(), *found]
         nonces = self.backend.nonces
         why = nonces.problem if isinstance(nonces, SqlNonceStore) else None
-        return [] if why is None else [why]
+        return found if why is None else [why, *found]
 
     async def flush(self) -> None:
         """Write what waits for the audit log; when that fails, it waits on."""
@@ -179,6 +184,8 @@ class Deployment:
             await self.manager.recorder.flush(self.manager.clock(), uses=True)
         except StorageError as error:
             _log.error("%d audit events are lost: %s", self.manager.recorder.depth, error)
+        if self.sealer is not None:
+            await self.sealer.finish()
         if self.observing.publishes:
             await self.exposition.publish(ended=True)
         await self.observing.close()
@@ -252,6 +259,8 @@ async def open_deployment(
         await observing.close()
         raise
     try:
+        if deployment.sealer is not None:
+            await deployment.sealer.prepare()
         if background:
             await _start(deployment)
         yield deployment
@@ -297,6 +306,12 @@ def _deployment(
     return Deployment(settings, manager, backend, observing, window, shared)
 
 
+def _sealer(manager: KeyManager, backend: Backend) -> Sealer | None:
+    if backend.log is None or backend.notary is None:
+        return None
+    return Sealer(backend.log, backend.notary, lambda: manager.clock())
+
+
 async def _start(deployment: Deployment) -> None:
     manager, supervisor, settings = deployment.manager, deployment.supervisor, deployment.settings
     store, backend = manager.store, deployment.backend
@@ -330,6 +345,8 @@ async def _start(deployment: Deployment) -> None:
         step = partial(publish, keys=observing.sends)
         supervisor.start("metrics", every(_PUBLISH_SECONDS, step))
     supervisor.start("audit", deployment.keep_flushing)
+    if deployment.sealer is not None:
+        supervisor.start("sealer", deployment.sealer.run)
     supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
 

@@ -11,6 +11,7 @@ from api_key_manager.cache import Gathering
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.storage import SqlNonceStore, SqlStore, scripts
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.storage.postgres import PostgresDriver
 from api_key_manager.storage.postgres_feed import PostgresFeed
 from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
@@ -50,12 +51,15 @@ async def open_postgres(
     following: PostgresDriver | None = None
     try:
         find = partial(read_shared_master_key, settings)
-        box, origin, where = await open_box(driver, name, find, create=create)
-        observe = observing.meter.operation
-        store = SqlStore(driver, observe=observe)
+        box, notary, origin, where = await open_box(driver, name, find, create=create)
+        observe, stamp = observing.meter.operation, notary.macs.stamp
+        store = SqlStore(driver, observe=observe, stamp=stamp)
         nonces = SqlNonceStore(driver, observe=observe)
         quotas = SqlQuotaStore(driver, observe=observe)
-        backend = Backend(store, store, name, where, nonces, quotas, box, origin)
+        backend = Backend(
+            store, store, name, where, nonces, quotas, box, origin,
+            log=SqlLog(driver, stamp), notary=notary,
+        )  # fmt: skip
         # By its name at each call: a store may be wrapped while it is in use.
         gathering = Gathering(lambda key_ids: store.load(key_ids))
         backend.load, backend.close_more = gathering.load, gathering.close

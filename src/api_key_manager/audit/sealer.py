@@ -1,0 +1,276 @@
+"""Seals what was written, within a second of its commit, and notices what does not fit.
+
+Several nodes may do it at once: each adds to the log that it has seen, and only if it still is
+that one. Who comes late leaves it to the others for a second.
+
+Nothing that an editor of the database does stops it for good. A row that does not fit is passed
+over and named; a number without its event is noted in the log as missing; a log whose past does
+not fit is left as it is, and a new one is started that cites the last checkpoint of the old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol
+
+from api_key_manager.audit.checkpoint import read_text
+from api_key_manager.audit.sealing import Addition, Found, Notary
+from api_key_manager.core.exceptions import StorageError, ValidationError
+from api_key_manager.core.models import AuditEvent, canonical_json
+from api_key_manager.core.sealed import LogBatch, LogState, LogView
+
+__all__ = ["LogTables", "Sealer"]
+
+_log = logging.getLogger(__name__)
+
+_BATCH: Final = 512
+_PAUSE_SECONDS: Final = 0.2
+_YIELD_SECONDS: Final = 1.0
+_LAST_SECONDS: Final = 10.0
+_MOST_SHOWN: Final = 10
+_MOST_NAMED: Final = 1000
+
+
+class LogTables(Protocol):
+    """Where a log is kept."""
+
+    async def glance(self) -> tuple[Any, ...]: ...
+
+    async def view(self, after: int | None, limit: int) -> LogView: ...
+
+    async def begin(
+        self, state: LogState, batch: LogBatch, event: AuditEvent | None, written: int
+    ) -> bool: ...
+
+    async def publish(
+        self, old: LogState, new: LogState, batch: LogBatch, nodes: Sequence[tuple[int, int, bytes]]
+    ) -> bool: ...
+
+
+async def _nothing_known() -> str | None:
+    """There is no other place that remembers checkpoints."""
+    return None
+
+
+class Sealer:
+    """Keeps the log of one database.
+
+    Args:
+        tables: of the log.
+        notary: makes and vouches for what is added.
+        clock: Unix seconds.
+        remembered: the newest checkpoint that is known outside the database, asked for once
+            before anything is sealed, and whenever the log has changed otherwise than by growing.
+
+    Attributes:
+        state: of the log, when it was last looked at.
+        note: its newest checkpoint then.
+        trouble: what was found, in words; it stays until the process ends.
+    """
+
+    def __init__(
+        self,
+        tables: LogTables,
+        notary: Notary,
+        clock: Callable[[], float],
+        *,
+        remembered: Callable[[], Awaitable[str | None]] = _nothing_known,
+    ) -> None:
+        self._tables = tables
+        self._notary = notary
+        self._clock = clock
+        self._remembered = remembered
+        self.state: LogState | None = None
+        self.note: str | None = None
+        self.trouble: list[str] = []
+        self._named: set[object] = set()
+        self._seen: tuple[Any, ...] | None = None
+        self._compared = False
+        self._problem: str | None = None
+
+    def problems(self) -> list[str]:
+        """What was found since this process started, and why nothing is sealed right now."""
+        return [*self.trouble, *([] if self._problem is None else [self._problem])]
+
+    async def prepare(self) -> None:
+        """Begin the first log of a database, before the first event.
+
+        Raises:
+            StorageError: the database cannot be used.
+        """
+        if (await self._tables.glance())[-1] is None:
+            await self.seal()
+
+    async def finish(self) -> None:
+        """Seal what is there, if this process has written any of it."""
+        if not self._notary.macs.used:
+            return
+        try:
+            async with asyncio.timeout(_LAST_SECONDS):
+                await self.seal()
+        except (StorageError, TimeoutError) as error:
+            _log.warning("the last events are sealed at the next start: %s", error)
+
+    async def run(self) -> None:
+        """Seal what comes, until cancelled."""
+        while True:
+            try:
+                patient = await self.seal()
+            except StorageError as error:
+                if self._problem is None:
+                    _log.warning("events cannot be sealed: %s", error)
+                self._problem = f"events cannot be sealed: {error}"
+                patient = False
+            else:
+                self._problem = None
+            await asyncio.sleep(_PAUSE_SECONDS if patient else _YIELD_SECONDS)
+
+    async def seal(self) -> bool:
+        """Seal all that is written; says whether it was all, and not somebody else at it.
+
+        Raises:
+            StorageError: the database cannot be used.
+        """
+        glance = await self._tables.glance()
+        if glance == self._seen:
+            return True
+        after: int | None = None
+        while True:
+            view = await self._tables.view(after, _BATCH)
+            state = await self._sound(view)
+            if state is None:
+                after = None
+                if not await self._start(view):
+                    return False
+                continue
+            whole = len(view.rows) < _BATCH
+            found, addition = await asyncio.to_thread(self._next, view, state, whole)
+            self._name_wrong(found)
+            if addition is None:
+                if whole:
+                    break
+                after = found.last_id
+                continue
+            if not await self._publish(state, addition):
+                return False
+            after = None
+        self._seen = glance
+        return True
+
+    def _next(self, view: LogView, state: LogState, whole: bool) -> tuple[Found, Addition | None]:
+        """What comes next, computed aside: hot requests do not wait for it."""
+        notary, at = self._notary, int(self._clock() * 1_000_000)
+        found = notary.find(state, view.rows, view.written, whole=whole)
+        if found.run is not None:
+            return found, notary.seal(state, found.run, at)
+        if found.missing is not None:
+            return found, notary.note_missing(state, *found.missing, at)
+        return found, None
+
+    async def _publish(self, state: LogState, addition: Addition) -> bool:
+        done = await self._tables.publish(state, *addition)
+        if done:
+            self.state, self.note = addition.state, addition.batch.note
+            if addition.batch.number is None:
+                first, last = state.number + 1, addition.state.number
+                self._report(
+                    ("missing", addition.state.number),
+                    f"events {first} to {last} are missing or were edited before they were sealed"
+                    f" (noted in the log at index {state.size})",
+                )
+        return done
+
+    def _name_wrong(self, found: Found) -> None:
+        for row_id in found.wrong:
+            self._report(row_id, f"row {row_id} of audit_events was not written by this software")
+
+    def _report(self, what: object, words: str) -> None:
+        if what in self._named:
+            return
+        if len(self._named) < _MOST_NAMED:
+            self._named.add(what)
+        _log.error("the audit log was tampered with: %s", words)
+        if len(self.trouble) < _MOST_SHOWN:
+            self.trouble.append(words)
+
+    async def _sound(self, view: LogView) -> LogState | None:
+        """The log's state, if it can be gone on from; else why not is kept for the new one."""
+        state, last = view.state, self.state
+        self._why: str | None = None
+        if state is None:
+            if last is not None or view.written > view.legacy_to:
+                self._why = "the log is gone"
+        elif not self._notary.knows(state):
+            self._why = "the log's state was edited"
+        elif view.end != state.size:
+            self._why = f"the log ends at {view.end}, but should at {state.size}"
+        elif last is not None and (
+            (state.origin, state.size) < (last.origin, last.size)
+            or (
+                (state.origin, state.size) == (last.origin, last.size) and state.peaks != last.peaks
+            )
+        ):
+            self._why = f"the log has lost leaves: it had {last.size}, and has {state.size}"
+        elif not self._compared and (known := await self._remembered()) is not None:
+            if (why := self._against(state, known)) is not None:
+                self._why = why
+                self.note = known
+            self._compared = True
+        if state is None or self._why is not None:
+            return None
+        self._compared = True
+        self.state, self.note = state, view.note
+        if view.written < state.number:
+            self._report("head", f"the last event's number was turned back to {view.written}")
+        return state
+
+    def _against(self, state: LogState, known: str) -> str | None:
+        try:
+            checkpoint = read_text(known)
+        except ValidationError:
+            return None
+        here = (state.origin, state.size)
+        number = checkpoint.origin.rpartition("/")[2]
+        there = (int(number) if number.isdigit() else 0, checkpoint.size)
+        if there <= here:
+            return None
+        return f"a checkpoint outside of it has {there[1]} leaves, the log has {here[1]}"
+
+    async def _start(self, view: LogView) -> bool:
+        """Begin a log: the first one, or one in place of another whose past does not fit."""
+        at, old, why = int(self._clock() * 1_000_000), view.state, self._why
+        if old is None and self.state is None and why is None:
+            addition = self._notary.start(1, None, at, number=0, row_id=0, legacy_to=view.legacy_to)
+            await self._tables.begin(addition.state, addition.batch, None, view.written)
+            return True
+        # What of the old one can be relied on; else all that fits is sealed again.
+        sure = old if old is not None and self._notary.knows(old) else self.state
+        origin = (
+            1 + max(s.origin for s in (old, self.state) if s is not None)
+            if (old or self.state)
+            else 2
+        )
+        number, row_id, legacy_to = (
+            (sure.number, sure.row_id, sure.legacy_to) if sure is not None else (0, 0, 0)
+        )
+        previous = self.note if self.note is not None else view.note
+        addition = self._notary.start(
+            origin, previous, at, number=number, row_id=row_id, legacy_to=legacy_to
+        )
+        detail = canonical_json({"log": addition.state.name, "origin": origin})
+        event = AuditEvent(at, "log_restarted", actor="system", reason=why, detail_json=detail)
+        began = await self._tables.begin(
+            addition.state, addition.batch, event, max(view.written, number)
+        )
+        if began:
+            self._report(("origin", origin), f"{why}; {addition.state.name} goes on in its place")
+            self.state, self.note = addition.state, addition.batch.note
+        return began
+
+
+def _is_behind(state: LogState, last: LogState) -> bool:
+    """Whether a log is shorter than it was, or another one of the same length."""
+    here, there = (state.origin, state.size), (last.origin, last.size)
+    return here < there or (here == there and state.peaks != last.peaks)

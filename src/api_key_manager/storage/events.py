@@ -1,0 +1,90 @@
+"""The audit log's events: how they are written, and how they are found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, bindparam, select
+
+from api_key_manager.connections import Many, Script, Statement
+from api_key_manager.connections.tables import audit_events, audit_head, key_uses
+from api_key_manager.core.models import AuditEvent, AuditQuery, Page, Use
+from api_key_manager.core.sealed import Stamp
+from api_key_manager.storage.rows import event_from, use_rows
+
+__all__ = ["append", "find_audit", "record_events", "unstamped"]
+
+# Held to commit, so that the ids of events are in the order in which they become visible: a
+# reader that follows the log by id misses none.
+_TAKE_NUMBERS = Statement(
+    audit_head.update()
+    .values(written=audit_head.c.written + bindparam("b_count"))
+    .returning(audit_head.c.written)
+)
+_INSERT_EVENT = Statement(
+    audit_events.insert(),
+    [name for name in audit_events.columns.keys() if name != "id"],  # noqa: SIM118 - no dict
+)
+_NOTE_USE = Statement(
+    key_uses.insert(),
+    tail=(
+        # Several processes write what they saw, in no order: the latest stays.
+        " ON CONFLICT (key_id) DO UPDATE SET last_used_at ="
+        " CASE WHEN excluded.last_used_at > key_uses.last_used_at"
+        " THEN excluded.last_used_at ELSE key_uses.last_used_at END,"
+        " static_used_at = coalesce(excluded.static_used_at, key_uses.static_used_at)"
+    ),
+)
+
+
+def unstamped(
+    first: int, events: Sequence[tuple[Sequence[Any], int | None]]
+) -> list[tuple[Any, ...]]:
+    """Rows without MACs: for a store that nobody keeps a log of."""
+    return [
+        (*columns[:10], revision, number, None)
+        for number, (columns, revision) in enumerate(events, first)
+    ]
+
+
+def append(events: Sequence[tuple[AuditEvent, int | None]], stamp: Stamp) -> Script[None]:
+    """Write events, each with the revision of its key; the last thing that a transaction does,
+    since every other one that writes events waits for its end."""
+    if events:
+        ((written,),) = yield _TAKE_NUMBERS(b_count=len(events))
+        yield Many(_INSERT_EVENT, stamp(written - len(events) + 1, events))
+
+
+def record_events(
+    events: Sequence[AuditEvent], used: Mapping[str, Use], stamp: Stamp
+) -> Script[None]:
+    """Events of validations, and when keys were last used."""
+    yield Many(_NOTE_USE, use_rows(used))
+    yield from append([(event, None) for event in events], stamp)
+
+
+def find_audit(query: AuditQuery) -> Script[Page[AuditEvent]]:
+    """Events by index."""
+    c = audit_events.c
+    filters: list[ColumnElement[bool]] = []
+    if query.key_id is not None:
+        filters.append(c.key_id == query.key_id)
+    if query.action is not None:
+        filters.append(c.action == query.action)
+    if query.within is not None:
+        filters.append(c.environment == query.within)
+    if query.since is not None:
+        filters.append(c.at >= query.since)
+    if query.until is not None:
+        filters.append(c.at < query.until)
+    if query.after is not None:
+        filters.append(c.id > query.after if query.ascending else c.id < query.after)
+    statement = (
+        select(audit_events).where(*filters)
+        .order_by(c.id if query.ascending else c.id.desc()).limit(query.limit + 1)
+    )  # fmt: skip
+    rows = yield Statement(statement)()
+    page = rows[: query.limit]
+    cursor = str(page[-1][0]) if len(rows) > query.limit else None
+    return Page([event_from(row[1:]) for row in page], cursor)

@@ -1,0 +1,177 @@
+"""The transparency log's own tables: what is read to seal events, and how it is written.
+
+Nothing here computes a hash: plain values come from the rooms that do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import bindparam, func, select
+
+from api_key_manager.connections import Many, Script, Statement
+from api_key_manager.connections.tables import (
+    audit_batches,
+    audit_events,
+    audit_head,
+    audit_nodes,
+    audit_origins,
+)
+from api_key_manager.core.models import AuditEvent
+from api_key_manager.core.sealed import LogBatch, LogState, LogView, Stamp
+from api_key_manager.storage.driver import Driver
+from api_key_manager.storage.events import append
+
+__all__ = ["SqlLog", "begin", "glance", "publish", "view"]
+
+_SEAL_LOCK: Final = 0x616B6D_7365616C
+"""Advisory lock of PostgreSQL, in whose database ours may not be the only tables."""
+
+_o, _b = audit_origins.c, audit_batches.c
+
+_TRY_LOCK = Statement(select(func.pg_try_advisory_xact_lock(_SEAL_LOCK)), only="postgresql")
+_GLANCE = Statement(
+    select(
+        select(func.max(audit_head.c.written)).scalar_subquery(),
+        select(func.max(audit_events.c.id)).scalar_subquery(),
+        select(_o.mac).order_by(_o.origin.desc()).limit(1).scalar_subquery(),
+    )
+)
+_HEAD = Statement(select(audit_head.c.written, audit_head.c.legacy_to))
+_STATE = Statement(select(audit_origins).order_by(_o.origin.desc()).limit(1))
+_END = Statement(
+    select(_b.first + _b.count, _b.note)
+    .where(_b.origin == bindparam("b_origin"))
+    .order_by(_b.first.desc())
+    .limit(1)
+)
+_UNSEALED = Statement(
+    select(audit_events)
+    .where(audit_events.c.id > bindparam("b_after"))
+    .order_by(audit_events.c.id)
+    .limit(bindparam("b_limit"))
+)
+_ADVANCE = Statement(
+    audit_origins.update()
+    .where(_o.origin == bindparam("b_origin"), _o.mac == bindparam("b_from"))
+    .values(
+        size=bindparam("b_size"), number=bindparam("b_number"), row_id=bindparam("b_row_id"),
+        kept_from=bindparam("b_kept_from"), peaks=bindparam("b_peaks"), mac=bindparam("b_mac"),
+    )
+    .returning(_o.origin)
+)  # fmt: skip
+_INSERT_STATE = Statement(audit_origins.insert(), tail=" ON CONFLICT DO NOTHING RETURNING origin")
+_INSERT_BATCH = Statement(audit_batches.insert())
+_INSERT_NODES = Statement(audit_nodes.insert())
+_RAISE_HEAD = Statement(
+    audit_head.update()
+    .where(audit_head.c.written < bindparam("b_least"))
+    .values(written=bindparam("b_least"))
+)
+_PUT_HEAD = Statement(audit_head.insert(), tail=" ON CONFLICT DO NOTHING")
+
+
+def glance() -> Script[tuple[Any, ...]]:
+    """What changes whenever there may be something to seal, or to be worried about."""
+    (row,) = yield _GLANCE()
+    return row
+
+
+def view(after: int | None, limit: int) -> Script[LogView]:
+    """The log's end, and some events behind the last one that is sealed.
+
+    Args:
+        after: take events behind this id instead.
+        limit: how many.
+    """
+    heads = yield _HEAD()
+    written, legacy_to = heads[0] if heads else (0, 0)
+    states = yield _STATE()
+    if not states:
+        return LogView(None, 0, None, written, legacy_to, [])
+    state = LogState(*states[0])
+    ends = yield _END(b_origin=state.origin)
+    end, note = ends[0] if ends else (0, None)
+    rows = yield _UNSEALED(b_after=state.row_id if after is None else after, b_limit=limit)
+    return LogView(state, end, note, written, legacy_to, rows)
+
+
+def begin(
+    state: LogState, batch: LogBatch, event: AuditEvent | None, stamp: Stamp, written: int
+) -> Script[bool]:
+    """Start a log, with its first leaf; says whether nobody was faster.
+
+    Args:
+        state: behind its first batch.
+        batch: the first.
+        event: what to write about it.
+        stamp: makes the event's row.
+        written: numbers up to this one are taken.
+    """
+    began = yield _INSERT_STATE(**dict(zip(LogState._fields, state, strict=True)))
+    if not began:
+        return False
+    yield Many(_INSERT_BATCH, [batch])
+    yield Many(_PUT_HEAD, [(1, written, 0)])
+    yield _RAISE_HEAD(b_least=written)
+    if event is not None:
+        yield from append([(event, None)], stamp)
+    return True
+
+
+def publish(
+    old: LogState, new: LogState, batch: LogBatch, nodes: Sequence[tuple[int, int, bytes]]
+) -> Script[bool]:
+    """Add a batch to the log, if that is still as it was; says whether it was.
+
+    Of several nodes with the same idea the one that holds the lock goes first, and the state that
+    the others have seen is no more.
+    """
+    held = yield _TRY_LOCK()
+    if held and not held[0][0]:
+        return False
+    advanced = yield _ADVANCE(
+        b_origin=old.origin, b_from=old.mac, b_size=new.size, b_number=new.number,
+        b_row_id=new.row_id, b_kept_from=new.kept_from, b_peaks=new.peaks, b_mac=new.mac,
+    )  # fmt: skip
+    if not advanced:
+        return False
+    yield Many(_INSERT_BATCH, [batch])
+    yield Many(_INSERT_NODES, [(new.origin, *node) for node in nodes])
+    # An editor may have turned it back: what comes now must not get numbers that are taken.
+    yield _RAISE_HEAD(b_least=new.number)
+    return True
+
+
+class SqlLog:
+    """The tables of the log in one database.
+
+    Args:
+        driver: of the database.
+        stamp: makes rows of events.
+    """
+
+    def __init__(self, driver: Driver, stamp: Stamp) -> None:
+        self.driver = driver
+        self._stamp = stamp
+
+    async def glance(self) -> tuple[Any, ...]:
+        """See :func:`glance`."""
+        return await self.driver.read(glance)
+
+    async def view(self, after: int | None, limit: int) -> LogView:
+        """See :func:`view`."""
+        return await self.driver.read_aside(view, after, limit)
+
+    async def begin(
+        self, state: LogState, batch: LogBatch, event: AuditEvent | None, written: int
+    ) -> bool:
+        """See :func:`begin`."""
+        return await self.driver.write(begin, state, batch, event, self._stamp, written)
+
+    async def publish(
+        self, old: LogState, new: LogState, batch: LogBatch, nodes: Sequence[tuple[int, int, bytes]]
+    ) -> bool:
+        """See :func:`publish`."""
+        return await self.driver.write(publish, old, new, batch, nodes)
