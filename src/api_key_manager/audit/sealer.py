@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from api_key_manager.audit.checkpoint import read_text
 from api_key_manager.audit.sealing import Addition, Found, Notary
-from api_key_manager.core.exceptions import StorageError, ValidationError
+from api_key_manager.audit.sink import Courier
+from api_key_manager.core.exceptions import StorageError
 from api_key_manager.core.models import AuditEvent, canonical_json
 from api_key_manager.core.sealed import LogBatch, LogState, LogView
 
@@ -48,10 +48,9 @@ class LogTables(Protocol):
         self, old: LogState, new: LogState, batch: LogBatch, nodes: Sequence[tuple[int, int, bytes]]
     ) -> bool: ...
 
+    async def repair_head(self, written: int) -> None: ...
 
-async def _nothing_known() -> str | None:
-    """There is no other place that remembers checkpoints."""
-    return None
+    async def note_at(self, origin: int, size: int) -> str | None: ...
 
 
 class Sealer:
@@ -61,8 +60,8 @@ class Sealer:
         tables: of the log.
         notary: makes and vouches for what is added.
         clock: Unix seconds.
-        remembered: the newest checkpoint that is known outside the database, asked for once
-            before anything is sealed, and whenever the log has changed otherwise than by growing.
+        courier: brings checkpoints out of the database, if there is a place for them. What is there
+            already is asked for before anything is sealed.
 
     Attributes:
         state: of the log, when it was last looked at.
@@ -75,24 +74,26 @@ class Sealer:
         tables: LogTables,
         notary: Notary,
         clock: Callable[[], float],
-        *,
-        remembered: Callable[[], Awaitable[str | None]] = _nothing_known,
+        courier: Courier | None = None,
     ) -> None:
         self._tables = tables
         self._notary = notary
         self._clock = clock
-        self._remembered = remembered
+        self.courier = courier
         self.state: LogState | None = None
         self.note: str | None = None
         self.trouble: list[str] = []
         self._named: set[object] = set()
         self._seen: tuple[Any, ...] | None = None
         self._compared = False
+        self._outside: str | None = None
+        self._written = 0
         self._problem: str | None = None
 
     def problems(self) -> list[str]:
         """What was found since this process started, and why nothing is sealed right now."""
-        return [*self.trouble, *([] if self._problem is None else [self._problem])]
+        behind = None if self.courier is None else self.courier.problem
+        return [*self.trouble, *(why for why in (self._problem, behind) if why is not None)]
 
     async def prepare(self) -> None:
         """Begin the first log of a database, before the first event.
@@ -110,8 +111,10 @@ class Sealer:
         try:
             async with asyncio.timeout(_LAST_SECONDS):
                 await self.seal()
+                if self.courier is not None:
+                    await self.courier.bring()
         except (StorageError, TimeoutError) as error:
-            _log.warning("the last events are sealed at the next start: %s", error)
+            _log.warning("the last events are sealed, or checkpoints sent, next time: %s", error)
 
     async def run(self) -> None:
         """Seal what comes, until cancelled."""
@@ -199,44 +202,47 @@ class Sealer:
         """The log's state, if it can be gone on from; else why not is kept for the new one."""
         state, last = view.state, self.state
         self._why: str | None = None
+        if not self._compared:
+            self._outside = None if self.courier is None else await self.courier.newest()
+        known = self._notary.read(self._outside) if self._outside is not None else None
         if state is None:
-            if last is not None or view.written > view.legacy_to:
+            if last is not None or known is not None or view.written > view.legacy_to:
                 self._why = "the log is gone"
         elif not self._notary.knows(state):
             self._why = "the log's state was edited"
         elif view.end != state.size:
             self._why = f"the log ends at {view.end}, but should at {state.size}"
-        elif last is not None and (
-            (state.origin, state.size) < (last.origin, last.size)
-            or (
-                (state.origin, state.size) == (last.origin, last.size) and state.peaks != last.peaks
-            )
-        ):
+        elif last is not None and _is_behind(state, last):
             self._why = f"the log has lost leaves: it had {last.size}, and has {state.size}"
-        elif not self._compared and (known := await self._remembered()) is not None:
-            if (why := self._against(state, known)) is not None:
-                self._why = why
-                self.note = known
-            self._compared = True
+        elif not self._compared and known is not None:
+            self._why = await self._against(state, *known)
+        if self._why is not None and self._outside is not None and not self._compared:
+            self.note = self._outside
+        self._compared = True
         if state is None or self._why is not None:
             return None
-        self._compared = True
         self.state, self.note = state, view.note
-        if view.written < state.number:
-            self._report("head", f"the last event's number was turned back to {view.written}")
+        least = max(state.number, self._written)
+        if view.written < least:
+            self._report(
+                ("head", least), f"the number of the last event was {least}, now it is"
+                f" {'gone' if view.written < 0 else view.written}: the last ones may be lost",
+            )  # fmt: skip
+            await self._tables.repair_head(least)
+        self._written = max(least, view.written)
         return state
 
-    def _against(self, state: LogState, known: str) -> str | None:
-        try:
-            checkpoint = read_text(known)
-        except ValidationError:
-            return None
-        here = (state.origin, state.size)
-        number = checkpoint.origin.rpartition("/")[2]
-        there = (int(number) if number.isdigit() else 0, checkpoint.size)
-        if there <= here:
-            return None
-        return f"a checkpoint outside of it has {there[1]} leaves, the log has {here[1]}"
+    async def _against(self, state: LogState, origin: int, size: int) -> str | None:
+        """Why the log is not one that a checkpoint from outside of it can be of."""
+        if (origin, size) > (state.origin, state.size):
+            return (
+                f"a checkpoint outside of the database is of log {origin} with {size} leaves, the"
+                f" database has log {state.origin} with {state.size}"
+            )
+        here, there = await self._tables.note_at(origin, size), self._outside or ""
+        if here is None or here.split("\n\n")[0] != there.split("\n\n")[0]:
+            return f"a checkpoint outside of it, of log {origin} with {size} leaves, is not in it"
+        return None
 
     async def _start(self, view: LogView) -> bool:
         """Begin a log: the first one, or one in place of another whose past does not fit."""
@@ -247,11 +253,9 @@ class Sealer:
             return True
         # What of the old one can be relied on; else all that fits is sealed again.
         sure = old if old is not None and self._notary.knows(old) else self.state
-        origin = (
-            1 + max(s.origin for s in (old, self.state) if s is not None)
-            if (old or self.state)
-            else 2
-        )
+        known = self._notary.read(self._outside) if self._outside is not None else None
+        before = [s.origin for s in (old, self.state) if s is not None]
+        origin = 1 + max([*before, *([known[0]] if known else [])], default=1)
         number, row_id, legacy_to = (
             (sure.number, sure.row_id, sure.legacy_to) if sure is not None else (0, 0, 0)
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-from api_key_manager.audit.checkpoint import Checkpoint, Signer, Verifier
+from api_key_manager.audit.checkpoint import Checkpoint, Signer, Verifier, read_text
 from api_key_manager.audit.leaf import (
     EventMacs,
     event_body,
@@ -16,12 +16,13 @@ from api_key_manager.audit.leaf import (
     salted,
 )
 from api_key_manager.audit.merkle import HASH_BYTES, Node, grow, leaf_hash, root_of
+from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.sealed import LogBatch, LogState
 
 __all__ = ["Addition", "Found", "LogKeys", "Notary", "Run"]
 
 _STATE: Final = "akm-log-state-1"
-_NOTE: Final = "akm-log-note-1"
+_BATCH: Final = "akm-log-batch-1"
 
 
 class LogKeys(NamedTuple):
@@ -83,6 +84,19 @@ class Notary:
         """Who checks the checkpoints of a log."""
         return self._signer.verifier(name)
 
+    def read(self, note: str) -> tuple[int, int] | None:
+        """Which log of this database a checkpoint is of, and its size; ``None`` if it is of none,
+        or not signed by us."""
+        try:
+            name = read_text(note).origin
+            checkpoint = self.verifier(name).open(note)
+        except ValidationError:
+            return None
+        start, _, number = name.rpartition("/")
+        if start != self.name(0)[:-2] or not number.isdecimal() or self.name(int(number)) != name:
+            return None
+        return int(number), checkpoint.size
+
     def vouched(self, state: LogState) -> LogState:
         """A state with its MAC."""
         return state._replace(mac=self.macs.of(_STATE, *state[:7], state.peaks.hex()))
@@ -94,9 +108,15 @@ class Notary:
             state.mac, _STATE, *state[:7], peaks.hex()
         )
 
-    def note_mac(self, origin: int, first: int, length: int, note: str) -> bytes:
-        """The MAC of a batch's checkpoint, which is quicker to compare than its signature."""
-        return self.macs.of(_NOTE, origin, first, length, note)
+    def batch_mac(self, batch: LogBatch) -> bytes:
+        """The MAC of a batch but for its leaves, which its checkpoint covers. Quicker to compare
+        than the checkpoint's signature."""
+        return self.macs.of(*self.batch_words(batch))
+
+    @staticmethod
+    def batch_words(batch: LogBatch) -> tuple[Any, ...]:
+        """What that MAC covers."""
+        return (_BATCH, *batch[:6], batch.note)
 
     def start(
         self, origin: int, previous: str | None, at: int, *, number: int, row_id: int,
@@ -187,9 +207,10 @@ class Notary:
         text = Checkpoint(state.name, size, root_of(peaks)).text()
         note = self._signer.sign(state.name, text)
         batch = LogBatch(
-            state.origin, state.size, length, number, row_id, at, b"".join(hashes), note,
-            self.note_mac(state.origin, state.size, length, note), b"\n".join(leaves),
+            state.origin, state.size, length, number, row_id, at, b"".join(hashes), note, b"",
+            b"\n".join(leaves),
         )  # fmt: skip
+        batch = batch._replace(mac=self.batch_mac(batch))
         row_id = max(row_id, state.row_id)
         new = state._replace(size=size, number=last, row_id=row_id, peaks=b"".join(peaks))
         return Addition(self.vouched(new), batch, nodes)

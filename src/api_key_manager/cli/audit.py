@@ -70,8 +70,8 @@ async def _follow(
 ) -> None:
     """Show what comes after ``newest``, forever.
 
-    Events carry no index, so the end of the log is read again and compared with what was there;
-    equal events are told apart by their number.
+    The end of the log is read again and compared with what was there; equal events are told apart
+    by their number.
     """
     since: str | None = None
     seen: Counter[str] = Counter()
@@ -79,7 +79,7 @@ async def _follow(
         since = _back(newest["timestamp"])
         end = datetime.fromisoformat(newest["timestamp"])
         seen.update(
-            json_line(event)
+            _lasting(event)
             for event in await _stretch(api, query, since)
             if datetime.fromisoformat(event["timestamp"]) <= end
         )
@@ -87,7 +87,7 @@ async def _follow(
         events = await _stretch(api, query, since)
         there: Counter[str] = Counter()
         for event in events:
-            line = json_line(event)
+            line = _lasting(event)
             there[line] += 1
             if there[line] > seen[line]:
                 show(event)
@@ -100,6 +100,11 @@ async def _follow(
 
 async def _stretch(api: Api, query: dict[str, Any], since: str | None) -> list[Event]:
     return await api.all("/v1/audit", {**query, "since": since, "order": "asc"})
+
+
+def _lasting(event: Event) -> str:
+    """An event without what is known of it only once it is sealed."""
+    return json_line({name: v for name, v in event.items() if name not in ("log", "index")})
 
 
 def _back(timestamp: str) -> str:

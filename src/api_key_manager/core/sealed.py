@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["LogBatch", "LogState", "LogView", "Stamp"]
+__all__ = ["LogBatch", "LogState", "LogStretch", "LogView", "Stamp"]
 
 Stamp = Callable[[int, Sequence[tuple[Sequence[Any], int | None]]], list[tuple[Any, ...]]]
 """Makes rows of events from the number of the first one, and from the columns of each with the
@@ -56,3 +56,16 @@ class LogView(NamedTuple):
     written: int
     legacy_to: int
     rows: list[tuple[Any, ...]]
+
+
+class LogStretch(NamedTuple):
+    """Some batches of a log with their events, all seen at one moment.
+
+    ``state`` is the log's then. ``events`` are those behind ``after`` up to the last batch's last
+    one; behind the last batch of all, ``whole``, all that there are.
+    """
+
+    state: LogState | None
+    batches: list[LogBatch]
+    events: list[tuple[Any, ...]]
+    whole: bool

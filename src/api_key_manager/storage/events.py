@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, bindparam, select
 
 from api_key_manager.connections import Many, Script, Statement
-from api_key_manager.connections.tables import audit_events, audit_head, key_uses
+from api_key_manager.connections.tables import audit_batches, audit_events, audit_head, key_uses
 from api_key_manager.core.models import AuditEvent, AuditQuery, Page, Use
 from api_key_manager.core.sealed import Stamp
 from api_key_manager.storage.rows import event_from, use_rows
 
-__all__ = ["append", "find_audit", "record_events", "unstamped"]
+__all__ = ["MOST_LEAVES", "append", "find_audit", "record_events", "unstamped"]
 
 # Held to commit, so that the ids of events are in the order in which they become visible: a
 # reader that follows the log by id misses none.
@@ -26,6 +26,15 @@ _INSERT_EVENT = Statement(
     audit_events.insert(),
     [name for name in audit_events.columns.keys() if name != "id"],  # noqa: SIM118 - no dict
 )
+_b = audit_batches.c
+_BATCHES = Statement(
+    select(_b.number, _b.count, _b.origin, _b.first).where(
+        _b.number > bindparam("b_first"), _b.number <= bindparam("b_last")
+    )
+)
+MOST_LEAVES: Final = 512
+"""No batch has more."""
+_NEAR: Final = 8
 _NOTE_USE = Statement(
     key_uses.insert(),
     tail=(
@@ -87,4 +96,29 @@ def find_audit(query: AuditQuery) -> Script[Page[AuditEvent]]:
     rows = yield Statement(statement)()
     page = rows[: query.limit]
     cursor = str(page[-1][0]) if len(rows) > query.limit else None
-    return Page([event_from(row[1:]) for row in page], cursor)
+    places = yield from _places([row[-2] or row[0] for row in page])
+    items = [
+        event._replace(log=place[0], leaf=place[1]) if place is not None else event
+        for event, place in zip(map(event_from, page), places, strict=True)
+    ]
+    return Page(items, cursor)
+
+
+def _places(numbers: Sequence[int]) -> Script[list[tuple[int, int] | None]]:
+    """In which log events are, and at which index; ``None`` for those that are not sealed yet."""
+    if not numbers:
+        return []
+    first, last = min(numbers), max(numbers)
+    batches: list[tuple[int, int, int, int]] = []
+    if last - first <= _NEAR * len(numbers):
+        batches = yield _BATCHES(b_first=first - MOST_LEAVES, b_last=last)
+    else:
+        for number in numbers:  # far apart: what lies between them is not read
+            batches += yield _BATCHES(b_first=number - MOST_LEAVES, b_last=number)
+    places: dict[int, tuple[int, int]] = {}
+    wanted = set(numbers)
+    for number, length, origin, at in sorted(batches):
+        for here in range(max(number, first), min(number + length, last + 1)):
+            if here in wanted:
+                places[here] = max(places.get(here, (0, 0)), (origin, at + here - number))
+    return [places.get(number) for number in numbers]

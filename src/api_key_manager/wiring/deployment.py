@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from api_key_manager.audit.sealer import Sealer
+from api_key_manager.audit.sink import Courier, open_sink
 from api_key_manager.cache import Follower, Window
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
@@ -92,7 +93,7 @@ class Deployment:
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
         self._sweeps = True
-        self.sealer = _sealer(manager, backend)
+        self.sealer = _sealer(settings, manager, backend)
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared
@@ -306,10 +307,14 @@ def _deployment(
     return Deployment(settings, manager, backend, observing, window, shared)
 
 
-def _sealer(manager: KeyManager, backend: Backend) -> Sealer | None:
+def _sealer(settings: Settings, manager: KeyManager, backend: Backend) -> Sealer | None:
     if backend.log is None or backend.notary is None:
         return None
-    return Sealer(backend.log, backend.notary, lambda: manager.clock())
+    courier = None
+    if settings.AUDIT_SINK:
+        read = backend.notary.read
+        courier = Courier(open_sink(settings.AUDIT_SINK, read), backend.log.notes_after, read)
+    return Sealer(backend.log, backend.notary, lambda: manager.clock(), courier)
 
 
 async def _start(deployment: Deployment) -> None:
@@ -347,6 +352,8 @@ async def _start(deployment: Deployment) -> None:
     supervisor.start("audit", deployment.keep_flushing)
     if deployment.sealer is not None:
         supervisor.start("sealer", deployment.sealer.run)
+        if deployment.sealer.courier is not None:
+            supervisor.start("checkpoints", deployment.sealer.courier.run)
     supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
 
