@@ -36,12 +36,15 @@ BODIES: dict[str, list[Any]] = {
     "validate": [],
     "validate_batch": [],
     "list_audit": [None],
+    "get_checkpoint": [None],
+    "get_proof": [None],
     "get_stats": [None],
     "get_metrics": [None],
 }
 QUERIES = {
     "list_keys": ["", "?owner=foreign", "?environment=foreign", "?kind=signed", "?limit=1"],
     "list_audit": ["", f"?key_id={FOREIGN}-signed", "?order=asc", "?limit=1"],
+    "get_proof": ["?index=0", *(f"?index={n}" for n in range(1, 30)), "?id=1", "?from=1"],
     "get_stats": ["?by_environment=true", "?environment=foreign", "?environment=here"],
     "list_tokens": ["", "?state=active"],
 }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from api_key_manager.audit.checkpoint import Verifier, read_text
 from api_key_manager.audit.leaf import read_leaf
 from api_key_manager.audit.merkle import consistency, inclusion
 from api_key_manager.audit.proof import consistency_proof, inclusion_proof, needed
 from api_key_manager.audit.sealing import Notary
+from api_key_manager.audit.sink import notes_in
 from api_key_manager.audit.verify import Finding, LogCheck
 from api_key_manager.core.exceptions import ConfigurationError, KeyNotFoundError, ValidationError
 from api_key_manager.core.sealed import LogBatch, LogState
@@ -18,7 +21,10 @@ from api_key_manager.storage import log as scripts
 from api_key_manager.storage.log import SqlLog
 from api_key_manager.wiring.backend import Backend
 
-__all__ = ["Log", "Proved", "log_of"]
+if TYPE_CHECKING:
+    from api_key_manager.wiring.deployment import Deployment
+
+__all__ = ["Log", "Proved", "log_of", "notes_outside"]
 
 _BATCHES: Final = 64
 _EVENTS: Final = 10_000
@@ -161,14 +167,14 @@ class Log:
         self,
         notes: list[str],
         *,
-        first_origin: int = 1,
+        first_log: int = 1,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> AsyncIterator[Finding]:
         """Check all of it; yields what does not fit.
 
         Args:
             notes: checkpoints from outside of the database.
-            first_origin: the log to start with; that there is one before it is no finding.
+            first_log: the log to start with; that there is one before it is no finding.
             progress: called with leaves checked, and leaves in all.
         """
         outside: dict[int, dict[int, bytes]] = {}
@@ -178,10 +184,12 @@ class Log:
                 yield Finding("a checkpoint outside of the database is not signed by this log")
                 continue
             outside.setdefault(known[0], {})[known[1]] = read_text(note).root
-        there = [o for o in await self._driver.read(scripts.origins) if o >= first_origin]
-        wanted = {*range(first_origin, max(there, default=0) + 1), *outside}
-        for origin in sorted(o for o in wanted if o not in there and o >= first_origin):
-            yield Finding("this log is gone", origin)
+        there = [o for o in await self._driver.read(scripts.origins) if o >= first_log]
+        for before, origin in pairwise([first_log - 1, *there]):
+            if origin > before + 1:
+                yield Finding(f"the logs from {before + 1} to {origin - 1} are gone", before + 1)
+        for origin in sorted(o for o in outside if o > max(there, default=0)):
+            yield Finding("a checkpoint outside of the database is of a log that is gone", origin)
         total = 0
         for origin in there:
             state = await self._driver.read(scripts.state_of, origin)
@@ -190,12 +198,12 @@ class Log:
         for origin in there:
             nodes = await self._driver.read_aside(scripts.nodes_of, origin)
             check = LogCheck(self._notary, origin, nodes, outside.get(origin, {}))
-            async for found in self._check(check, origin, last_id):
+            async for found in self._check(check, origin, last_id, first_log):
                 if found is None:
                     progress(done + check.size, total)
                 else:
                     yield found
-            if origin > first_origin:
+            if origin > first_log:
                 cites = "no checkpoint" if check.previous is None else _brief(check.previous)
                 yield Finding(f"the log was started anew, after {cites}", origin, 0)
             done, last_id = done + check.size, check.last_id
@@ -204,12 +212,14 @@ class Log:
                     yield waits
 
     async def _check(
-        self, check: LogCheck, origin: int, after: int
+        self, check: LogCheck, origin: int, after: int, first_log: int
     ) -> AsyncIterator[Finding | None]:
         """Findings, and ``None`` after each stretch."""
         start = await self._driver.read(scripts.batch_of, origin, 0)
         # A log that was started anew may hold again what an older one holds.
         first, seen = 0, after if start is None else min(after, start.last_id)
+        if start is not None and first_log == origin > 1:
+            seen = start.last_id  # what comes before it is not asked about
         while True:
             stretch = await self._driver.read_aside(scripts.stretch, origin, first, seen, _BATCHES)
             state, batches = stretch.state, stretch.batches
@@ -265,3 +275,32 @@ def log_of(backend: Backend) -> Log:
             "DATABASE_URL=memory:// has no transparency log: use SQLite or PostgreSQL"
         )
     return Log(backend.log, backend.notary)
+
+
+async def notes_outside(deployment: Deployment, files: Sequence[Path]) -> list[str]:
+    """The checkpoints that are kept outside of the database: in files, and in the sink.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or holds none.
+        StorageError: the sink cannot say.
+    """
+    notes: list[str] = []
+    for path in files:
+        found = await asyncio.to_thread(_read_notes, path)
+        if not found:
+            raise ConfigurationError(f"{path} holds no checkpoint")
+        notes += found
+    sealer, where = deployment.sealer, deployment.settings.AUDIT_SINK
+    if sealer is None or sealer.courier is None:
+        return notes
+    if "://" not in where and Path(where).exists():
+        return notes + await asyncio.to_thread(_read_notes, Path(where))
+    newest = await sealer.courier.newest()
+    return notes if newest is None else [*notes, newest]
+
+
+def _read_notes(path: Path) -> list[str]:
+    try:
+        return notes_in(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
