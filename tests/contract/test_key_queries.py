@@ -192,6 +192,7 @@ audit_events = st.builds(
     AuditEvent, st.integers(0, 253_402_300_799_999_999), st.text("abc_", min_size=1, max_size=64),
     texts(128), texts(128), texts(256), texts(45), texts(64),
     st.none() | st.sampled_from(['{"a":[1,null,"é"]}', "{}"]), st.integers(1, 2**40), texts(128),
+    st.none(), st.none(), st.none(),
 )  # fmt: skip
 
 

@@ -87,6 +87,7 @@ class Sealer:
         self._seen: tuple[Any, ...] | None = None
         self._compared = False
         self._outside: str | None = None
+        self._why: str | None = None
         self._written = 0
         self._problem: str | None = None
 
@@ -103,6 +104,19 @@ class Sealer:
         """
         if (await self._tables.glance())[-1] is None:
             await self.seal()
+
+    async def look(self) -> list[str]:
+        """What is wrong with the log's end, changing nothing.
+
+        Raises:
+            StorageError: the database or the sink cannot be asked.
+        """
+        view = await self._tables.view(None, 0)
+        self._why = await self._judge(view)
+        self.state = self.state if view.state is None else view.state
+        if self._why is None and view.state is not None and view.written < view.state.number:
+            self._why = f"the number of the last event was turned back to {view.written}"
+        return [] if self._why is None else [self._why]
 
     async def finish(self) -> None:
         """Seal what is there, if this process has written any of it."""
@@ -200,22 +214,8 @@ class Sealer:
 
     async def _sound(self, view: LogView) -> LogState | None:
         """The log's state, if it can be gone on from; else why not is kept for the new one."""
-        state, last = view.state, self.state
-        self._why: str | None = None
-        if not self._compared:
-            self._outside = None if self.courier is None else await self.courier.newest()
-        known = self._notary.read(self._outside) if self._outside is not None else None
-        if state is None:
-            if last is not None or known is not None or view.written > view.legacy_to:
-                self._why = "the log is gone"
-        elif not self._notary.knows(state):
-            self._why = "the log's state was edited"
-        elif view.end != state.size:
-            self._why = f"the log ends at {view.end}, but should at {state.size}"
-        elif last is not None and _is_behind(state, last):
-            self._why = f"the log has lost leaves: it had {last.size}, and has {state.size}"
-        elif not self._compared and known is not None:
-            self._why = await self._against(state, *known)
+        state = view.state
+        self._why = await self._judge(view)
         if self._why is not None and self._outside is not None and not self._compared:
             self.note = self._outside
         self._compared = True
@@ -231,6 +231,25 @@ class Sealer:
             await self._tables.repair_head(least)
         self._written = max(least, view.written)
         return state
+
+    async def _judge(self, view: LogView) -> str | None:
+        """Why the log cannot be gone on from."""
+        state, last = view.state, self.state
+        if not self._compared:
+            self._outside = None if self.courier is None else await self.courier.newest()
+        known = self._notary.read(self._outside) if self._outside is not None else None
+        if state is None:
+            gone = last is not None or known is not None or view.written > view.legacy_to
+            return "the log is gone" if gone else None
+        if not self._notary.knows(state):
+            return "the log's state was edited"
+        if view.end != state.size:
+            return f"the log ends at {view.end}, but should at {state.size}"
+        if last is not None and _is_behind(state, last):
+            return f"the log has lost leaves: it had {last.size}, and has {state.size}"
+        if not self._compared and known is not None:
+            return await self._against(state, *known)
+        return None
 
     async def _against(self, state: LogState, origin: int, size: int) -> str | None:
         """Why the log is not one that a checkpoint from outside of it can be of."""

@@ -97,6 +97,10 @@ class Notary:
             return None
         return int(number), checkpoint.size
 
+    def is_named_in(self, note: str) -> bool:
+        """Whether a note, signed or not, is meant to be a checkpoint of this database."""
+        return note.startswith(self.name(0)[:-1])
+
     def vouched(self, state: LogState) -> LogState:
         """A state with its MAC."""
         return state._replace(mac=self.macs.of(_STATE, *state[:7], state.peaks.hex()))

@@ -189,7 +189,7 @@ def verify(
     if json:
         document({"leaves": leaves, "findings": found})
     elif not found:
-        sys.stdout.write(f"all {leaves} leaves fit\n")
+        sys.stdout.write(f"leaves checked: {leaves}, and all fit\n")
     else:
         more = len(found) - _FINDINGS
         note(f"{len(found)} findings" + (f", {more} of them not shown" if more > 0 else ""))
@@ -215,6 +215,7 @@ def prove(
     ] = None,
     output: Output = None,
     url: Url = None,
+    json: Json = False,
 ) -> None:
     """Write a proof as JSON, which anybody can verify offline."""
     from api_key_manager.cli.client import single

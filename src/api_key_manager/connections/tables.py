@@ -170,6 +170,8 @@ audit_events = Table(
     Column("number", BigInteger),
     Column("mac", LargeBinary),
     Index("ix_audit_key", "key_id", "id"),
+    # What every key was last changed to, for who compares the keys with the log.
+    _index_where("ix_audit_revision", ("key_id", "revision"), "revision IS NOT NULL"),
     Index(
         "ix_audit_environment",
         "environment",

@@ -152,6 +152,24 @@ _REPAIR_HEAD = Statement(
         " THEN excluded.written ELSE audit_head.written END"
     ),
 )
+_OLDEST = Statement(
+    select(_b.first, _b.count, _b.last_id, _b.sealed_at)
+    .where(_b.origin == bindparam("b_origin"), _b.first >= bindparam("b_first"))
+    .order_by(_b.first)
+    .limit(bindparam("b_limit"))
+)
+# What says where a log began, and that events are missing, stays.
+_DROP_LEAVES = Statement(
+    audit_batches.update()
+    .where(
+        _b.origin == bindparam("b_origin"),
+        _b.first >= bindparam("b_first"),
+        _b.first < bindparam("b_end"),
+        _b.number.is_not(None),
+    )
+    .values(leaves=None)
+)
+_DROP_EVENTS = Statement(audit_events.delete().where(audit_events.c.id <= bindparam("b_last")))
 _LAST_ID: Final = 2**63 - 1
 
 
@@ -214,17 +232,59 @@ def publish(
     held = yield _TRY_LOCK()
     if held and not held[0][0]:
         return False
-    advanced = yield _ADVANCE(
-        b_origin=old.origin, b_from=old.mac, b_size=new.size, b_number=new.number,
-        b_row_id=new.row_id, b_kept_from=new.kept_from, b_peaks=new.peaks, b_mac=new.mac,
-    )  # fmt: skip
-    if not advanced:
+    if not (yield from _advance(old, new)):
         return False
     yield Many(_INSERT_BATCH, [batch])
     yield Many(_INSERT_NODES, [(new.origin, *node) for node in nodes])
     # An editor may have turned it back: what comes now must not get numbers that are taken.
     yield _RAISE_HEAD(b_least=new.number)
     return True
+
+
+def oldest(origin: int, first: int, before: int, limit: int) -> Script[tuple[int, int] | None]:
+    """Up to which leaf, and which event, a log was sealed before an instant (µs).
+
+    Args:
+        origin: which log.
+        first: the first leaf that is looked at.
+        before: the instant.
+        limit: how many batches at most.
+    """
+    rows = yield _OLDEST(b_origin=origin, b_first=first, b_limit=limit)
+    end: tuple[int, int] | None = None
+    for start, length, last_id, sealed_at in rows:
+        if sealed_at >= before:
+            break
+        end = (start + length, last_id)
+    return end
+
+
+def drop(
+    old: LogState, new: LogState, last_id: int, event: AuditEvent, stamp: Stamp
+) -> Script[bool]:
+    """Drop events and the bytes of their leaves, and say so in the log, if it is still as it was.
+
+    Args:
+        old: the log's state as it was seen.
+        new: the same with another first leaf that is kept.
+        last_id: the last event to drop.
+        event: that says so.
+        stamp: makes its row.
+    """
+    advanced = yield from _advance(old, new)
+    if advanced:
+        yield _DROP_LEAVES(b_origin=new.origin, b_first=old.kept_from, b_end=new.kept_from)
+        yield _DROP_EVENTS(b_last=last_id)
+        yield from append([(event, None)], stamp)
+    return advanced
+
+
+def _advance(old: LogState, new: LogState) -> Script[bool]:
+    rows = yield _ADVANCE(
+        b_origin=old.origin, b_from=old.mac, b_size=new.size, b_number=new.number,
+        b_row_id=new.row_id, b_kept_from=new.kept_from, b_peaks=new.peaks, b_mac=new.mac,
+    )  # fmt: skip
+    return bool(rows)
 
 
 def notes_after(origin: int, size: int, limit: int) -> Script[list[tuple[int, int, str]]]:
@@ -372,6 +432,24 @@ class SqlLog:
     async def repair_head(self, written: int) -> None:
         """See :func:`repair_head`."""
         await self.driver.write(repair_head, written)
+
+    async def origins(self) -> list[int]:
+        """See :func:`origins`."""
+        return await self.driver.read(origins)
+
+    async def state_of(self, origin: int) -> LogState | None:
+        """See :func:`state_of`."""
+        return await self.driver.read(state_of, origin)
+
+    async def oldest(
+        self, origin: int, first: int, before: int, limit: int
+    ) -> tuple[int, int] | None:
+        """See :func:`oldest`."""
+        return await self.driver.read_aside(oldest, origin, first, before, limit)
+
+    async def drop(self, old: LogState, new: LogState, last_id: int, event: AuditEvent) -> bool:
+        """See :func:`drop`."""
+        return await self.driver.write(drop, old, new, last_id, event, self._stamp)
 
     async def note_at(self, origin: int, size: int) -> str | None:
         """See :func:`note_at`."""

@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 from api_key_manager.connections import Many, Rows, Script, Statement
 from api_key_manager.connections.tables import (
+    audit_events,
     changes,
     deployment,
     idempotency,
@@ -389,6 +390,26 @@ def read_keyring() -> Script[list[tuple[str, int, bytes]]]:
     """Kind, number and wrapped bytes of every key."""
     rows = yield _KEYRING()
     return [(kind, number, wrapped) for kind, number, wrapped in rows]
+
+
+def rolled_back(limit: int) -> Script[list[tuple[str, int, int | None]]]:
+    """Keys that the log knows at a later revision than their rows are: the id, the log's revision,
+    and the row's, ``None`` where there is no row."""
+    newest = (
+        select(audit_events.c.key_id, func.max(audit_events.c.revision).label("revision"))
+        .where(text("audit_events.revision IS NOT NULL"), audit_events.c.key_id.is_not(None))
+        .group_by(audit_events.c.key_id)
+        .subquery()
+    )
+    statement = (
+        select(newest.c.key_id, newest.c.revision, keys.c.revision)
+        .outerjoin_from(newest, keys, keys.c.key_id == newest.c.key_id)
+        .where(func.coalesce(keys.c.revision, -1) < newest.c.revision)
+        .order_by(newest.c.key_id)
+        .limit(limit)
+    )
+    rows = yield Statement(statement)()
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def is_empty() -> Script[bool]:

@@ -181,8 +181,9 @@ class Log:
         for note in notes:
             known = self._notary.read(note)
             if known is None:
-                yield Finding("a checkpoint outside of the database is not signed by this log")
-                continue
+                if self._notary.is_named_in(note):
+                    yield Finding("a checkpoint outside of the database has a wrong signature")
+                continue  # else it is of another database, which may use the same sink
             outside.setdefault(known[0], {})[known[1]] = read_text(note).root
         there = [o for o in await self._driver.read(scripts.origins) if o >= first_log]
         for before, origin in pairwise([first_log - 1, *there]):
@@ -293,7 +294,7 @@ async def notes_outside(deployment: Deployment, files: Sequence[Path]) -> list[s
     sealer, where = deployment.sealer, deployment.settings.AUDIT_SINK
     if sealer is None or sealer.courier is None:
         return notes
-    if "://" not in where and Path(where).exists():
+    if "://" not in where and await asyncio.to_thread(Path(where).exists):
         return notes + await asyncio.to_thread(_read_notes, Path(where))
     newest = await sealer.courier.newest()
     return notes if newest is None else [*notes, newest]

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from api_key_manager.audit.retention import Retention
 from api_key_manager.audit.sealer import Sealer
 from api_key_manager.audit.sink import Courier, open_sink
 from api_key_manager.cache import Follower, Window
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
 _CREDITS_SECONDS = 1.0
+_RETAIN_SECONDS = 60.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 _PROBE_SECONDS = 0.5
@@ -153,6 +155,16 @@ class Deployment:
             self._sweeps = False
         else:
             self._sweeps = True
+
+    async def drop_old_events(self) -> None:
+        """Drop events that are older than ``AUDIT_RETENTION_DAYS``."""
+        backend, days = self.backend, self.settings.AUDIT_RETENTION_DAYS
+        if backend.log is None or backend.notary is None or not days:
+            return
+        try:
+            await Retention(backend.log, backend.notary, self.manager.clock, days).drop()
+        except StorageError as error:
+            _log.warning("old events could not be dropped: %s", error)
 
     async def give_back_credits(self) -> None:
         """Return credits of quotas that lie idle here."""
@@ -352,6 +364,8 @@ async def _start(deployment: Deployment) -> None:
     supervisor.start("audit", deployment.keep_flushing)
     if deployment.sealer is not None:
         supervisor.start("sealer", deployment.sealer.run)
+        if settings.AUDIT_RETENTION_DAYS:
+            supervisor.start("retention", every(_RETAIN_SECONDS, deployment.drop_old_events))
         if deployment.sealer.courier is not None:
             supervisor.start("checkpoints", deployment.sealer.courier.run)
     supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))

@@ -26,6 +26,14 @@ def _audit_log() -> None:
     op.add_column("audit_events", sa.Column("revision", sa.BigInteger))
     op.add_column("audit_events", sa.Column("number", sa.BigInteger))
     op.add_column("audit_events", sa.Column("mac", sa.LargeBinary))
+    where = sa.text("revision IS NOT NULL")
+    op.create_index(
+        "ix_audit_revision",
+        "audit_events",
+        ["key_id", "revision"],
+        sqlite_where=where,
+        postgresql_where=where,
+    )
     op.create_table(
         "audit_head",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
