@@ -283,6 +283,20 @@ class Operations:
         query = {"key_id": key_id, "action": action, "since": since, "until": until, "order": order}
         return Listing("/v1/audit", query)
 
+    def audit_proof(
+        self,
+        *,
+        index: int | None = None,
+        id: int | None = None,
+        older: int | None = None,
+        log: int | None = None,
+        size: int | None = None,
+    ) -> Operation[dict[str, Any]]:
+        """Prove that an event is in the transparency log, or that an older checkpoint of so many
+        leaves still holds; ``index``, ``id`` or ``older``."""
+        query = {"index": index, "id": id, "from": older, "log": log, "size": size}
+        return self._call("GET", "/v1/audit/proof", query=query)
+
     def get_stats(
         self, *, environment: str | None = None, by_environment: bool = False
     ) -> Operation[Stats]:

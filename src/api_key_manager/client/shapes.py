@@ -218,6 +218,9 @@ class Event(TypedDict):
     request_id: str | None
     detail: dict[str, Any]
     count: int
+    id: int | None
+    log: int | None
+    index: int | None
 
 
 class CacheStats(TypedDict):

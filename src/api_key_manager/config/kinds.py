@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
@@ -24,6 +25,7 @@ __all__ = [
     "Profile",
     "RedisUrl",
     "Reserved",
+    "Sink",
     "Text",
     "TokenPrefix",
     "decode_master_key",
@@ -103,6 +105,12 @@ def _check_names(text: str) -> str:
     return text
 
 
+def _check_sink(where: str) -> str:
+    if "://" in where and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", where):
+        raise ValueError("no URL of an endpoint")
+    return where
+
+
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Path = Annotated[Text, Allowed("the path of a file")]
 AdminToken = Annotated[
@@ -154,6 +162,11 @@ RedisUrl = Annotated[
     str,
     Field(pattern=r"^((rediss?|unix)://\S+)?$"),
     Allowed("redis://…, rediss://… or unix://…"),
+]
+Sink = Annotated[
+    Text,
+    AfterValidator(_check_sink),
+    Allowed("the path of a file, or a URL that starts with http:// or https://"),
 ]
 TokenPrefix = Annotated[
     str,

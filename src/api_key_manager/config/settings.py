@@ -40,6 +40,7 @@ from api_key_manager.config.kinds import (
     Profile,
     RedisUrl,
     Reserved,
+    Sink,
     Text,
     TokenPrefix,
     names,
@@ -207,8 +208,14 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         le=10,
         description="How long validation events may wait to be written together, in seconds.",
     )
-    AUDIT_RETENTION_DAYS: Reserved = Field(
-        "", description="Not built yet: how long events are kept, in days."
+    AUDIT_RETENTION_DAYS: int = Field(
+        0, ge=0, le=36_500, description="How long events are kept, in days; 0 is for ever."
+    )
+    AUDIT_SINK: Sink = Field(
+        "",
+        repr=False,
+        description="Where checkpoints of the log go besides the database: a file, or an HTTP"
+        " endpoint.",
     )
 
     RATE_LIMIT_ENABLED: bool = Field(
@@ -336,7 +343,6 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
 _BUILT: Final[dict[str, bool | int | str]] = {
     "KEK_PROVIDER": "local",
     "SECRET_STORE": "database",
-    "AUDIT_RETENTION_DAYS": "",
     "VAULT_ENABLED": False,
     "VAULT_ENTERPRISE_NAMESPACE": "",
     "VAULT_LEASE_SECONDS": "",

@@ -214,7 +214,8 @@ class MemoryStore:
         wanted = (pair for pair in events if _event_fits(pair[0], pair[1], query))
         found = list(islice(wanted, query.limit + 1))
         page = _page(found, query.limit, lambda pair: str(pair[0]))
-        return Page([event for _, event in page.items], page.next_cursor)
+        items = [event._replace(row_id=row_id) for row_id, event in page.items]
+        return Page(items, page.next_cursor)
 
     async def close(self) -> None:
         """Nothing to let go of: the data is gone with the object."""

@@ -144,7 +144,7 @@ class Recorder:
         # Not by its name: the class would take twice as long for the same.
         event = (
             at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json, 1,
-            environment,
+            environment, None, None, None,
         )  # fmt: skip
         self._events.append(_new(AuditEvent, event))
         if len(self._events) == _PLENTY:

@@ -20,11 +20,13 @@ from api_key_manager.server.auth import Door
 from api_key_manager.server.authorize import Authorize
 from api_key_manager.server.docs import CONTENT_SECURITY_POLICY, render
 from api_key_manager.server.errors import PROBLEM_TYPE, problem_of
+from api_key_manager.server.examples import EXAMPLES
 from api_key_manager.server.front import REQUEST_ID, Front
 from api_key_manager.server.gateways import BELOW, PATH
 from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
+from api_key_manager.server.log import Log
 from api_key_manager.server.openapi import complete
 from api_key_manager.server.openapi_authorize import describe
 from api_key_manager.server.routes import Routes
@@ -105,6 +107,7 @@ def build_app(deployment: Deployment) -> FastAPI:
     door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after)
     app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
+    log = Log(deployment)
     rows: list[Row] = [
         ("POST", "/v1/keys", keys.create_key, WRITE, 201, schemas.CreatedKey),
         ("GET", "/v1/keys", keys.list_keys, READ, 200, schemas.KeyPage),
@@ -119,12 +122,14 @@ def build_app(deployment: Deployment) -> FastAPI:
         ("GET", "/v1/tokens", tokens.list_tokens, "admin", 200, schemas.TokenPage),
         ("DELETE", "/v1/tokens/{key_id}", tokens.revoke_token, "admin", 204, None),
         ("GET", "/v1/audit", system.list_audit, "audit:read", 200, schemas.AuditPage),
+        ("GET", "/v1/audit/proof", log.get_proof, "audit:read", 200, schemas.Proof),
         ("GET", "/v1/stats", system.get_stats, "metrics", 200, schemas.Stats),
     ]
     for method, path, endpoint, scope, status, model in rows:
         _add(app, method, path, endpoint, status, model)
         routes.add(method, path, scope)
     _add_metrics(app, routes, system)
+    _add_checkpoint(app, routes, log)
     routes.hot = {"/v1/validate": validate, "/v1/validate/batch": validate_batch}
     for path in routes.hot:
         routes.add("POST", path, "validate")
@@ -182,6 +187,32 @@ def _add_metrics(app: FastAPI, routes: Routes, system: System) -> None:
         tags=["system"],
     )
     routes.add("GET", "/metrics", "metrics")
+
+
+def _add_checkpoint(app: FastAPI, routes: Routes, log: Log) -> None:
+    """A signed note, which is no JSON either."""
+    example = EXAMPLES["Proof"]["checkpoint"]
+    app.add_api_route(
+        "/v1/audit/checkpoint",
+        log.get_checkpoint,
+        methods=["GET"],
+        response_class=PlainTextResponse,
+        response_description="A C2SP signed note, and in a header the key that verifies it.",
+        responses={
+            200: {
+                "content": {"text/plain": {"example": example}},
+                "headers": {
+                    "X-Verifier-Key": {
+                        "description": "The log's public key.", "schema": {"type": "string"},
+                    }
+                },
+            }
+        },
+        operation_id="get_checkpoint",
+        summary="Get checkpoint",
+        tags=["audit"],
+    )  # fmt: skip
+    routes.add("GET", "/v1/audit/checkpoint", "audit:read")
 
 
 def _add_public(app: FastAPI, routes: Routes, system: System) -> None:

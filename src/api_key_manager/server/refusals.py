@@ -16,6 +16,8 @@ from api_key_manager.server.errors import unauthorized, unavailable
 
 __all__ = ["REFUSALS", "Refusal", "refusals_of"]
 
+# These name in their query what may not be there, or ask for what is not there yet.
+_OF_SOMETHING: Final = frozenset({"get_checkpoint", "get_proof"})
 _CHANGES: Final = frozenset({"post", "put", "patch", "delete"})
 
 
@@ -140,6 +142,7 @@ def refusals_of(method: str, operation: dict[str, Any], scope: str | None) -> se
         found |= {400, 422}
     if parameters:
         found.add(422)
-    if any(parameter["in"] == "path" for parameter in parameters):
+    named = any(parameter["in"] == "path" for parameter in parameters)
+    if named or operation.get("operationId") in _OF_SOMETHING:
         found.add(404)
     return found

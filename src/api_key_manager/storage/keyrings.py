@@ -10,7 +10,9 @@ from sqlalchemy import bindparam, func, select
 from api_key_manager.connections import Many, Script, Statement
 from api_key_manager.connections.tables import deployment, key_versions, keyring
 from api_key_manager.core.models import AuditEvent
-from api_key_manager.storage.scripts import describe, record_events
+from api_key_manager.core.sealed import Stamp
+from api_key_manager.storage.events import append
+from api_key_manager.storage.scripts import describe
 
 __all__ = [
     "Row",
@@ -136,13 +138,14 @@ def _insert(rows: Sequence[Row], now: int) -> Many:
     return Many(_INSERT, [(*row[:3], now, *row[3:]) for row in rows])
 
 
-def add_key(row: Row, event: AuditEvent | None, now: int) -> Script[list[Row]]:
+def add_key(row: Row, event: AuditEvent | None, now: int, stamp: Stamp) -> Script[list[Row]]:
     """Put in a new key, unless its number is taken by now; what is there then.
 
     Args:
         row: ``since`` is filled in here.
         event: what the log is to say of it.
         now: in µs.
+        stamp: numbers and vouches for the event.
     """
     yield _HOLD()
     known = yield from read_keyring()
@@ -151,16 +154,19 @@ def add_key(row: Row, event: AuditEvent | None, now: int) -> Script[list[Row]]:
     _, revision, _ = yield from describe()
     yield _insert([row._replace(since=revision)], now)
     yield _RAISE_LEAST()
-    yield from record_events([] if event is None else [event], {})
+    yield from append([] if event is None else [(event, None)], stamp)
     return (yield from read_keyring())
 
 
-def rewrap_keys(changes: Sequence[tuple[Row, Row]], event: AuditEvent | None) -> Script[int]:
+def rewrap_keys(
+    changes: Sequence[tuple[Row, Row]], event: AuditEvent | None, stamp: Stamp
+) -> Script[int]:
     """Replace rows by the same keys wrapped anew; how many were still as they had been read.
 
     Args:
         changes: what was read, and what is to be there.
         event: what the log is to say of it.
+        stamp: numbers and vouches for it.
     """
     yield _HOLD()
     done = 0
@@ -171,7 +177,7 @@ def rewrap_keys(changes: Sequence[tuple[Row, Row]], event: AuditEvent | None) ->
         )  # fmt: skip
         done += len(rows)
     yield _RAISE_LEAST()
-    yield from record_events([event] if event is not None and done else [], {})
+    yield from append([(event, None)] if event is not None and done else [], stamp)
     return done
 
 
@@ -187,7 +193,7 @@ def under_peppers(least: int, after: str, limit: int) -> Script[list[str]]:
     return [row[0] for row in rows]
 
 
-def retire_peppers(least: int, event: AuditEvent) -> Script[int]:
+def retire_peppers(least: int, event: AuditEvent, stamp: Stamp) -> Script[int]:
     """Remove the peppers older than ``least`` and forbid new digests under them, if no live digest
     is left under any; how many are."""
     yield _HOLD()
@@ -195,5 +201,5 @@ def retire_peppers(least: int, event: AuditEvent) -> Script[int]:
     if left == 0:
         yield _SET_LEAST_PEPPER(b_least=least)
         gone = yield _REMOVE_PEPPERS(b_least=least)
-        yield from record_events([event] if gone else [], {})
+        yield from append([(event, None)] if gone else [], stamp)
     return int(left)

@@ -114,8 +114,8 @@ def version_from(row: tuple[Any, ...]) -> KeyVersion:
 
 
 def event_from(row: tuple[Any, ...]) -> AuditEvent:
-    """An event from a row of ``audit_events`` without its id: the columns are its fields."""
-    return AuditEvent(*row)
+    """An event from a row of ``audit_events``: behind the id its first columns are its fields."""
+    return AuditEvent(*row[1:11])._replace(row_id=row[0])
 
 
 def use_rows(used: Mapping[str, Use]) -> list[tuple[Any, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from api_key_manager.audit.sealing import Notary
 from api_key_manager.core.ports import (
     Feed,
     IdempotencyStore,
@@ -14,6 +15,7 @@ from api_key_manager.core.ports import (
     SecretBox,
 )
 from api_key_manager.core.records import Load
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.wiring.keyring import StoredKeyring
 from api_key_manager.wiring.supervisor import Work
 
@@ -37,6 +39,8 @@ class Backend:
         tasks: what has to run meanwhile, by name.
         load: where records to be judged come from, if not straight from the store.
         keys: the keyring, opened; ``None`` when nothing outlives the process.
+        log: the transparency log, where there is one.
+        notary: vouches for it.
     """
 
     store: KeyStore
@@ -52,6 +56,8 @@ class Backend:
     tasks: Mapping[str, Work] = field(default_factory=dict)
     load: Load | None = None
     keys: StoredKeyring | None = None
+    log: SqlLog | None = None
+    notary: Notary | None = None
     close_more: Callable[[], Awaitable[None]] = _nothing
 
     async def close(self) -> None:

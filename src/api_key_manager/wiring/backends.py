@@ -10,6 +10,7 @@ from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.memory import MemoryIdempotency, MemoryStore
 from api_key_manager.storage import SqliteDriver, SqliteFeed, SqliteStore, SqlNonceStore, upgrade
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.storage.quotas import SqlQuotaStore
 from api_key_manager.wiring.backend import Backend
 from api_key_manager.wiring.keyring import open_box
@@ -55,12 +56,13 @@ async def _on_sqlite(
     try:
         find = partial(find_providers, settings, path)
         keys = await open_box(driver, str(path), find)
-        observe = observing.meter.operation
-        store = SqliteStore(driver, observe=observe)
+        observe, stamp = observing.meter.operation, keys.notary.macs.stamp
+        store = SqliteStore(driver, observe=observe, stamp=stamp)
         return Backend(
             store, store, str(path), keys.providers.current.source,
             SqlNonceStore(driver, observe=observe), SqlQuotaStore(driver, observe=observe),
             keys.box, keys.origin, SqliteFeed(driver), keys=keys,
+            log=SqlLog(driver, stamp), notary=keys.notary,
         )  # fmt: skip
     except BaseException:
         await driver.close()

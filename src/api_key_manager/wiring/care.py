@@ -27,6 +27,7 @@ __all__ = ["Finding", "backup", "diagnose", "upgrade"]
 
 _PAGE = 500
 _SHOWN = 10
+_MOST_BEHIND = 10_000
 
 
 async def upgrade(settings: Settings) -> str:
@@ -134,6 +135,8 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
                 yield Finding("warning", "rate limits", limits)
             async for finding in _records(deployment):
                 yield finding
+            for finding in await _log(deployment):
+                yield finding
     except (ConfigurationError, EncryptionError) as error:
         yield Finding("error", "configuration", str(error))
     except (StorageError, APIKeyManagerException) as error:
@@ -196,6 +199,37 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("ok", "static signatures", "no key has used one")
+
+
+async def _log(deployment: Deployment) -> list[Finding]:
+    """The records against the log, and the log's end against itself and the sink."""
+    store, sealer = deployment.manager.store, deployment.sealer
+    if not isinstance(store, SqlStore) or sealer is None:
+        return []
+    found = []
+    behind = await store.driver.read_aside(scripts.rolled_back, _MOST_BEHIND)
+    for what, told in (
+        ("rolled back to an older state", [k for k, _, row in behind if row is not None]),
+        ("removed", [k for k, _, row in behind if row is None]),
+    ):
+        if told:
+            words = f"{len(told)} keys were {what}, the log knows better: {_some(told)}"
+            found.append(Finding("error", "records", words))
+    if not behind:
+        found.append(Finding("ok", "records", "none is older than the log has it"))
+    wrong = await sealer.look()
+    found.extend(Finding("error", "audit log", words) for words in wrong)
+    if sealer.state is not None and sealer.state.origin > 1:
+        words = f"it was started anew: {sealer.state.name} goes on (`akm audit verify` says why)"
+        found.append(Finding("warning", "audit log", words))
+    if not wrong:
+        size = 0 if sealer.state is None else sealer.state.size
+        words = f"{size} leaves, and its end fits; `akm audit verify` checks all of it"
+        found.append(Finding("ok", "audit log", words))
+    if not deployment.settings.AUDIT_SINK:
+        words = "AUDIT_SINK is not set: nothing outside the database shows that its end was cut off"
+        found.append(Finding("ok", "audit log", words))
+    return found
 
 
 def _some(key_ids: list[str]) -> str:

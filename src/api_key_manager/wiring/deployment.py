@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from api_key_manager.audit.retention import Retention
+from api_key_manager.audit.sealer import Sealer
+from api_key_manager.audit.sink import Courier, open_sink
 from api_key_manager.cache import Follower, Window
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
@@ -44,6 +47,7 @@ _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
 _CREDITS_SECONDS = 1.0
 _MOVE_SECONDS = 1.0
+_RETAIN_SECONDS = 60.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 _PROBE_SECONDS = 0.5
@@ -66,6 +70,7 @@ class Deployment:
         first_token_file: where that token was put, when no terminal could show it.
         observing: counts what happens.
         exposition: the metrics.
+        sealer: keeps the transparency log, where there is one.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Deployment:
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
         self._sweeps = True
+        self.sealer = _sealer(settings, manager, backend)
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared
@@ -106,12 +112,14 @@ class Deployment:
         return found
 
     def degraded(self) -> list[str]:
-        """What is away though requests are answered all the same, as the settings say."""
+        """What is away though requests are answered all the same, as the settings say, and what is
+        wrong with the log."""
+        found = self.sealer.problems() if self.sealer is not None else []
         if self.shared is not None:
-            return self.shared.problems()
+            return [*self.shared.problems(), *found]
         nonces = self.backend.nonces
         why = nonces.problem if isinstance(nonces, SqlNonceStore) else None
-        return [] if why is None else [why]
+        return found if why is None else [why, *found]
 
     async def flush(self) -> None:
         """Write what waits for the audit log; when that fails, it waits on."""
@@ -155,6 +163,16 @@ class Deployment:
         with suppress(StorageError):
             await self.manager.move_digests()
 
+    async def drop_old_events(self) -> None:
+        """Drop events that are older than ``AUDIT_RETENTION_DAYS``."""
+        backend, days = self.backend, self.settings.AUDIT_RETENTION_DAYS
+        if backend.log is None or backend.notary is None or not days:
+            return
+        try:
+            await Retention(backend.log, backend.notary, self.manager.clock, days).drop()
+        except StorageError as error:
+            _log.warning("old events could not be dropped: %s", error)
+
     async def give_back_credits(self) -> None:
         """Return credits of quotas that lie idle here."""
         await self.manager.credits.give_back_idle(self.manager.clock())
@@ -186,6 +204,8 @@ class Deployment:
             await self.manager.recorder.flush(self.manager.clock(), uses=True)
         except StorageError as error:
             _log.error("%d audit events are lost: %s", self.manager.recorder.depth, error)
+        if self.sealer is not None:
+            await self.sealer.finish()
         if self.observing.publishes:
             await self.exposition.publish(ended=True)
         await self.observing.close()
@@ -262,6 +282,8 @@ async def open_deployment(
         if backend.keys is not None:
             # Also for one command: an import may outgrow a data key.
             deployment.supervisor.start("keyring", backend.keys.keep)
+        if deployment.sealer is not None:
+            await deployment.sealer.prepare()
         if background:
             await _start(deployment)
         yield deployment
@@ -307,6 +329,16 @@ def _deployment(
     return Deployment(settings, manager, backend, observing, window, shared)
 
 
+def _sealer(settings: Settings, manager: KeyManager, backend: Backend) -> Sealer | None:
+    if backend.log is None or backend.notary is None:
+        return None
+    courier = None
+    if settings.AUDIT_SINK:
+        read = backend.notary.read
+        courier = Courier(open_sink(settings.AUDIT_SINK, read), backend.log.notes_after, read)
+    return Sealer(backend.log, backend.notary, lambda: manager.clock(), courier)
+
+
 async def _start(deployment: Deployment) -> None:
     manager, supervisor, settings = deployment.manager, deployment.supervisor, deployment.settings
     store, backend = manager.store, deployment.backend
@@ -344,6 +376,12 @@ async def _start(deployment: Deployment) -> None:
         step = partial(publish, keys=observing.sends)
         supervisor.start("metrics", every(_PUBLISH_SECONDS, step))
     supervisor.start("audit", deployment.keep_flushing)
+    if deployment.sealer is not None:
+        supervisor.start("sealer", deployment.sealer.run)
+        if settings.AUDIT_RETENTION_DAYS:
+            supervisor.start("retention", every(_RETAIN_SECONDS, deployment.drop_old_events))
+        if deployment.sealer.courier is not None:
+            supervisor.start("checkpoints", deployment.sealer.courier.run)
     supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from api_key_manager.audit.sealing import LogKeys, Notary
 from api_key_manager.core.exceptions import (
     APIKeyManagerException,
     ConfigurationError,
@@ -15,6 +16,8 @@ from api_key_manager.core.exceptions import (
 )
 from api_key_manager.core.models import AuditEvent, canonical_json
 from api_key_manager.encryption import (
+    AUDIT_MAC,
+    AUDIT_SIGN,
     DATA,
     FOUNDED,
     PEPPER,
@@ -69,6 +72,7 @@ class StoredKeyring:
 
     Attributes:
         box: of its records.
+        notary: of its log.
         renewed: called when this process has learnt of a new pepper.
     """
 
@@ -78,6 +82,7 @@ class StoredKeyring:
         self.keyring = keyring
         self.origin = origin
         self.box = EnvelopeBox(keyring, self.learn)
+        self.notary = Notary(LogKeys(keyring.get(AUDIT_MAC, 1), keyring.get(AUDIT_SIGN, 1)), origin)
         self.renewed: Callable[[], None] = lambda: None
         self._turn = asyncio.Lock()
         self._begun = 0
@@ -154,7 +159,10 @@ class StoredKeyring:
         await self._take(await self._driver.read(keyrings.read_keyring))
         number = self._newest(kind) + 1
         row = await wrap(self.providers.current, self.keyring, kind, number, new_key())
-        await self._take(await self._driver.write(keyrings.add_key, Row(*row), event, _now()))
+        stamp = self.notary.macs.stamp
+        await self._take(
+            await self._driver.write(keyrings.add_key, Row(*row), event, _now(), stamp)
+        )
         return self._newest(kind)
 
     # The key-encryption key
@@ -194,7 +202,9 @@ class StoredKeyring:
             changes = [(row, Row(*await rewrap(self.providers, WrappedKey(*row)))) for row in batch]
             left = len(stale) - len(batch)
             event = _event("kek_rotated", actor, to=current.name, keys=len(batch), left=left)
-            done += await self._driver.write(keyrings.rewrap_keys, changes, event)
+            done += await self._driver.write(
+                keyrings.rewrap_keys, changes, event, self.notary.macs.stamp
+            )
 
     # Peppers
 
@@ -221,7 +231,9 @@ class StoredKeyring:
     async def remove_peppers(self, least: int, actor: str) -> int:
         """Remove older peppers than ``least``, unless digests are left under them; how many are."""
         event = _event("pepper_retired", actor, up_to=least - 1)
-        return await self._driver.write(keyrings.retire_peppers, least, event)
+        return await self._driver.write(
+            keyrings.retire_peppers, least, event, self.notary.macs.stamp
+        )
 
 
 def _now() -> int:

@@ -11,6 +11,7 @@ from api_key_manager.cache import Gathering
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.storage import SqlNonceStore, SqlStore, scripts
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.storage.postgres import PostgresDriver
 from api_key_manager.storage.postgres_feed import PostgresFeed
 from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
@@ -52,14 +53,15 @@ async def open_postgres(
     try:
         find = partial(find_providers, settings, None)
         keys = await open_box(driver, name, find, create=create)
-        observe = observing.meter.operation
-        store = SqlStore(driver, observe=observe)
+        observe, stamp = observing.meter.operation, keys.notary.macs.stamp
+        store = SqlStore(driver, observe=observe, stamp=stamp)
         nonces = SqlNonceStore(driver, observe=observe)
         quotas = SqlQuotaStore(driver, observe=observe)
         where = keys.providers.current.source
         backend = Backend(
-            store, store, name, where, nonces, quotas, keys.box, keys.origin, keys=keys
-        )
+            store, store, name, where, nonces, quotas, keys.box, keys.origin, keys=keys,
+            log=SqlLog(driver, stamp), notary=keys.notary,
+        )  # fmt: skip
         # By its name at each call: a store may be wrapped while it is in use.
         gathering = Gathering(lambda key_ids: store.load(key_ids))
         backend.load, backend.close_more = gathering.load, gathering.close
