@@ -216,6 +216,12 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         description="How many refused credentials a minute an address may show before it is told to"
         " wait; 0 is any number.",
     )
+    FAILED_AUTH_TOTAL_PER_MINUTE: int = Field(
+        6000,
+        ge=0,
+        le=1_000_000_000,
+        description="The same of all addresses together, per process; 0 is any number.",
+    )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="A Redis or Valkey that workers and nodes share."
     )
