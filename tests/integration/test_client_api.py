@@ -249,7 +249,8 @@ async def test_every_endpoint(api: Api):
         client.create_key("k"), client.get_key("k"), list(client.list_keys())
         client.update_key("k"), client.rotate_key("k"), client.revoke_key("k")
         client.revoke_keys(owner="a"), client.delete_key("k"), client.key_versions("k")
-        client.create_token([]), list(client.list_tokens()), client.revoke_token("t")
+        client.create_token([]), list(client.list_tokens()), client.rotate_token("t")
+        client.revoke_token("t")
         list(client.list_audit()), client.get_stats(), client.is_healthy(), client.is_ready()
     # Those two are for gateways and for Prometheus.
     assert asked == {

@@ -245,7 +245,7 @@ class TestAllTogether:
 
 
 def test_admin_token_from_a_wrong_address_counts():
-    """It is answered like a wrong one; a caller's key from there has its own answer, and does not."""
+    """It is answered like a wrong one; a caller's key from there is not, and does not count."""
     denied = Verdict(Reason.IP_DENIED, "k")
     for realm, waits in ((ADMIN_REALM, [0, 60]), ("keys", [0, 0])):
         counted = Counted(1)

@@ -105,7 +105,7 @@ class Door:
         verdict = yield from judged(presented)
         if verdict.valid and verdict.key is not None:
             key = verdict.key
-            principal = Principal(key.key_id, key.permissions, ip, request_id, key.environment)
+            principal = Principal(key.key_id, key.permissions, ip, request_id, key.environment, key)
             return Admission(principal, presented, verdict)
         if wait := self._wait_after(presented, verdict):
             raise too_many_failures(wait)
@@ -114,10 +114,9 @@ class Door:
 
 def _refusal(reason: Reason, needed: str | None) -> ProblemError:
     status = OUTCOMES[reason].status
-    if status == 403:
-        if reason is Reason.FORBIDDEN and needed is not None:
-            return forbidden(needed)
-        return ProblemError(403, reason.value, "This token may not be used from this address.")
+    if reason is Reason.FORBIDDEN and needed is not None:
+        return forbidden(needed)
+    # A token that is good elsewhere is no better than a wrong one: whoever stole it learns nothing.
     return unavailable() if status == 503 else unauthorized()
 
 
