@@ -258,6 +258,18 @@ class KeyManager(KeyLifeCycle):
             return 0
         return self._failures.wait(presented, verdict, self.clock())
 
+    def refuse_login(self, presented: Presented, reason: Reason) -> Verdict:
+        """Count and record that somebody was refused who shows no key of this manager's.
+
+        Args:
+            presented: of the realm of admin tokens, without a key id.
+            reason: why.
+        """
+        verdict = Verdict(reason)
+        self.tally.add(presented, verdict)
+        self.recorder.note(presented, verdict, self.clock())
+        return verdict
+
     async def validate_key(
         self,
         key_id: str,

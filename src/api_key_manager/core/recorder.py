@@ -170,10 +170,13 @@ class Recorder:
             ip, presented.request_id, _refusaldetail_of(presented.tags, verdict),
             environment=None if reason in _UNPROVED else environment,
         )  # fmt: skip
-        if reason not in _UNAUTHENTICATED:
+        # Whoever shows no key of ours at all comes past the check for room.
+        if reason not in _UNAUTHENTICATED and key_id is not None:
             self._events.append(event)
             return
         known_id = key_id if reason is Reason.BAD_SIGNATURE else None
+        if admin and key_id is None:
+            known_id = presented.actor
         self._fold(event, known_id, vicinity(ip), now)
 
     def note_slowed(self, presented: Presented, network: str | None, now: float) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from api_key_manager import __version__
+from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.server import schemas
 from api_key_manager.server.auth import Door
 from api_key_manager.server.authorize import Authorize
@@ -25,6 +26,9 @@ from api_key_manager.server.gateways import BELOW, PATH
 from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
+from api_key_manager.server.oidc import Oidc
+from api_key_manager.server.oidc_claims import Policy, read_grants
+from api_key_manager.server.oidc_keys import IssuerKeys
 from api_key_manager.server.openapi import complete
 from api_key_manager.server.openapi_authorize import describe
 from api_key_manager.server.routes import Routes
@@ -32,6 +36,7 @@ from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
 
 if TYPE_CHECKING:
+    from api_key_manager.config import Settings
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.wiring import Deployment
     from api_key_manager.wiring.observing import Observing
@@ -102,7 +107,10 @@ def build_app(deployment: Deployment) -> FastAPI:
     """The server's application on an open deployment, which the caller closes."""
     settings, manager = deployment.settings, deployment.manager
     routes = Routes()
-    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after)
+    door = Door(
+        settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after,
+        manager.refuse_login, _oidc(settings, manager),
+    )  # fmt: skip
     app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     rows: list[Row] = [
@@ -141,6 +149,20 @@ def build_app(deployment: Deployment) -> FastAPI:
     routes.open[PATH] = routes.open[BELOW] = Authorize(settings, manager.wait_after)
     _add_public(app, routes, system)
     return app
+
+
+def _oidc(settings: Settings, manager: KeyManager) -> Oidc | None:
+    if not settings.OIDC_ISSUER:
+        return None
+    try:
+        grants = read_grants(settings.OIDC_SCOPES)
+    except ValidationError as error:
+        raise ConfigurationError(f"OIDC_SCOPES: {error}") from None
+    policy = Policy(
+        settings.OIDC_ISSUER, settings.OIDC_AUDIENCE, settings.OIDC_CLAIM, grants,
+        settings.CLOCK_SKEW_TOLERANCE_SECONDS,
+    )  # fmt: skip
+    return Oidc(policy, IssuerKeys(settings.OIDC_ISSUER), manager.clock)
 
 
 async def _as_problem(request: Request, error: Exception) -> Response:
