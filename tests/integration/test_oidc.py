@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,11 +20,14 @@ from cryptography.hazmat.primitives import serialization
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from joserfc.jws import JWSRegistry
 
-from api_key_manager.core.exceptions import ConfigurationError, ValidationError
+from api_key_manager.core.exceptions import ConfigurationError, Reason, ValidationError
 from api_key_manager.server import oidc_keys
-from api_key_manager.server.oidc_claims import read_grants
+from api_key_manager.server.oidc import Oidc
+from api_key_manager.server.oidc_claims import Policy, read_grants
 from api_key_manager.server.oidc_keys import IssuerKeys, UnreachableError, is_safe_url
 from tests.integration.conftest import Api, serving
+from tests.integration.test_fastlane import deploy
+from tests.integration.wires import hear, on_a_wire, request
 
 RSA = RSAKey.generate_key(2048)
 OTHER = RSAKey.generate_key(2048)
@@ -414,15 +417,42 @@ async def test_failures_are_slowed(issuer: Issuer):
         assert (await read(api, "x" * 40)).status_code == 429
 
 
-async def test_remembered_for_a_while(issuer: Issuer, monkeypatch: pytest.MonkeyPatch):
-    """A good token is looked at once a minute, and never believed past its end."""
-    async with trusting(issuer) as api:
-        now = time.time()
-        clock = {"now": now}
-        api.deployment.manager.validator.clock = lambda: clock["now"]
-        token = issuer.token(exp=now + 30)
-        assert (await read(api, token)).status_code == 200
-        assert (await read(api, token)).status_code == 200
+async def test_remembered_for_a_while(issuer: Issuer):
+    """A good token is looked at once a minute, never believed past its end, and of many the
+    oldest is forgotten; a bad one is not remembered at all."""
+    clock = {"now": time.time()}
+    policy = Policy(issuer.url, "akm", "groups", read_grants(SCOPES), 0)
+    oidc = Oidc(policy, IssuerKeys(issuer.url), lambda: clock["now"])
+    short = issuer.token(exp=clock["now"] + 30).encode()
+    long, bad = issuer.token().encode(), issuer.token(aud="x").encode()
+    for token in (short, long, bad):
+        await oidc.identify(token)
+    assert oidc.known(short) and oidc.known(long)  # noqa: PT018 - both
+    assert oidc.known(bad) is None
+    clock["now"] += 31
+    assert oidc.known(short) is None
+    assert oidc.known(long)
+    clock["now"] += 30
+    assert oidc.known(long) is None
+    assert await oidc.identify(short) == Reason.EXPIRED
+
+
+async def test_connection_that_goes_on(issuer: Issuer, clock: Any):
+    """On the fast lane the same head again is let in while the token is believed, and no longer."""
+    oidc = {"OIDC_ISSUER": issuer.url, "OIDC_AUDIENCE": "akm", "OIDC_SCOPES": SCOPES}
+    async with AsyncExitStack() as stack:
+        deployment = await deploy(stack, clock, **oidc)
+        wire = await stack.enter_async_context(on_a_wire(deployment))
+        token = issuer.token(iat=None, exp=clock.seconds + 20)
+        raw = request(body=b"{}", headers=[("Authorization", f"Bearer {token}")])
+        reader, writer = await wire.open()
+        statuses = []
+        for step in (0, 0, 0, 21 + 60, 0):
+            clock.seconds += step
+            writer.write(raw)
+            statuses.append((await hear(reader)).status)
+        writer.close()
+    assert statuses == [422, 422, 422, 401, 401]
 
 
 @pytest.mark.parametrize("missing", ["OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_SCOPES"])

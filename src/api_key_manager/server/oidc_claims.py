@@ -50,7 +50,10 @@ def read_grants(text: str) -> tuple[Grant, ...]:
     for entry in text.split(","):
         value, equals, rest = entry.strip().partition("=")
         scopes, at, environment = rest.partition("@")
-        if not (value and equals and scopes and bool(at) == bool(environment)):
+        if (
+            not (value and equals and scopes and bool(at) == bool(environment))
+            or "@" in environment
+        ):
             raise ValidationError("value=scope+scope@environment is expected")
         place = check_name("environment", environment) if at else None
         grants.append(Grant(value, check_scopes(scopes.split("+")), place))
