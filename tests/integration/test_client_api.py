@@ -250,7 +250,8 @@ async def test_every_endpoint(api: Api):
         client.create_key("k"), client.get_key("k"), list(client.list_keys())
         client.update_key("k"), client.rotate_key("k"), client.revoke_key("k")
         client.revoke_keys(owner="a"), client.delete_key("k"), client.key_versions("k")
-        client.create_token([]), list(client.list_tokens()), client.revoke_token("t")
+        client.create_token([]), list(client.list_tokens()), client.rotate_token("t")
+        client.revoke_token("t")
         list(client.list_audit()), client.audit_proof(index=1), client.get_stats()
         client.is_healthy(), client.is_ready()
     # These are for gateways, for Prometheus, and for auditors: the last two are no JSON.

@@ -31,6 +31,7 @@ BODIES: dict[str, list[Any]] = {
     "rotate_key": [None, {"overlap_seconds": 60}],
     "list_versions": [None],
     "create_token": [{"scopes": ["validate"]}, {"scopes": ["admin"], "environment": HERE}],
+    "rotate_token": [None, {"overlap_seconds": 60}],
     "list_tokens": [None],
     "revoke_token": [None],
     "validate": [],

@@ -253,14 +253,22 @@ class Operations:
         name: str | None = None,
         environment: str | None = None,
         expires_at: Instant | None = None,
+        expires_in: int | None = None,
         ip_allowlist: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> Operation[CreatedToken]:
         """Mint an admin token, shown this once; ``environment`` confines it to the keys of one."""
         more = {"name": name, "environment": environment, "expires_at": expires_at,
-                "ip_allowlist": _plain(ip_allowlist)}  # fmt: skip
+                "expires_in": expires_in, "ip_allowlist": _plain(ip_allowlist)}  # fmt: skip
         given = {key: value for key, value in more.items() if value is not None}
         return self._once("/v1/tokens", {"scopes": _plain(scopes), **given}, idempotency_key)
+
+    def rotate_token(
+        self, key_id: str, overlap_seconds: int = 0, *, idempotency_key: str | None = None
+    ) -> Operation[CreatedToken]:
+        """Give an admin token a new text, shown this once; the old one works on for a while."""
+        path = key_path(key_id, "/rotate", under="tokens")
+        return self._once(path, {"overlap_seconds": overlap_seconds}, idempotency_key)
 
     def list_tokens(self, *, state: State | None = None) -> Listing[Token]:
         """Go through the admin tokens, in the order of their ids."""

@@ -188,6 +188,7 @@ class Token(TypedDict):
 
     key_id: str
     name: str | None
+    version: int
     scopes: list[str]
     environment: str | None
     ip_allowlist: list[str]

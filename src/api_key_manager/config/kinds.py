@@ -15,8 +15,10 @@ __all__ = [
     "AdminToken",
     "Allowed",
     "DatabaseUrl",
+    "Grants",
     "Host",
     "HttpUrl",
+    "IssuerUrl",
     "MasterKey",
     "Mount",
     "Names",
@@ -132,6 +134,20 @@ HttpUrl = Annotated[
     str,
     Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$"),
     Allowed("a URL that starts with http:// or https://, without user name and query"),
+]
+IssuerUrl = Annotated[
+    str,
+    Field(
+        pattern=r"^(https://[^\s/?#@]+(/[^\s?#]*)?"
+        r"|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?(/[^\s?#]*)?)?$"
+    ),
+    Allowed("an https:// URL without user name and query; http:// on this machine only"),
+]
+_GRANT = r"[^\x00-\x1f\x7f,=]+=[a-z:+]+(@[^\s,=@]+)?"
+Grants = Annotated[
+    str,
+    Field(pattern=rf"^({_GRANT}(,{_GRANT})*)?$"),
+    Allowed("value=scope+scope or value=scope+scope@environment, separated by commas"),
 ]
 MasterKey = Annotated[
     str,

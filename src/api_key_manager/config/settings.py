@@ -30,8 +30,10 @@ from api_key_manager.config.kinds import (
     AdminToken,
     Allowed,
     DatabaseUrl,
+    Grants,
     Host,
     HttpUrl,
+    IssuerUrl,
     MasterKey,
     Mount,
     Names,
@@ -180,6 +182,13 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         "database", description="Where secrets are stored; vault is not built yet."
     )
 
+    OIDC_ISSUER: IssuerUrl = Field(
+        "", description="Whose OIDC bearer tokens are taken in the place of admin tokens."
+    )
+    OIDC_AUDIENCE: Text = Field("", description="For whom these must be made: the `aud` claim.")
+    OIDC_CLAIM: Text = Field("groups", description="The claim that decides what they open.")
+    OIDC_SCOPES: Grants = Field("", description="What each value of that claim opens.")
+
     CACHE_TTL_SECONDS: int = Field(
         300, ge=0, le=86_400, description="How long a cached record may be used, in seconds."
     )
@@ -231,6 +240,12 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         description="How many refused credentials a minute an address may show before it is told to"
         " wait; 0 is any number.",
     )
+    FAILED_AUTH_TOTAL_PER_MINUTE: int = Field(
+        6000,
+        ge=0,
+        le=1_000_000_000,
+        description="The same of all addresses together, per process; 0 is any number.",
+    )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="A Redis or Valkey that workers and nodes share."
     )
@@ -269,6 +284,10 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         if self.AUTHORIZE_RULES and not self.AUTHORIZE_PROFILE:
             # Rules are about the original request, which only a gateway can tell.
             raise ValueError("AUTHORIZE_RULES is set, but AUTHORIZE_PROFILE is not: set both")
+        oidc = {name: getattr(self, name) for name in _OIDC}
+        if any(oidc.values()) and not all(oidc.values()):
+            missing = next(name for name, value in oidc.items() if not value)
+            raise ValueError(f"{missing} is not set: set {', '.join(_OIDC)}, or none of them")
         if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
             raise ValueError(
                 f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
@@ -338,6 +357,8 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
             use = f"use {name}={shown(built)}" if built != "" else f"leave {name} unset"
             raise ConfigurationError(f"{what} is not built yet: {use}")
 
+
+_OIDC: Final = ("OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_SCOPES")
 
 # The one value of each of these that has something behind it.
 _BUILT: Final[dict[str, bool | int | str]] = {

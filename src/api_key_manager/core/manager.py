@@ -11,7 +11,7 @@ from api_key_manager.core.changing import LIBRARY, Origin
 from api_key_manager.core.charging import quota_bucket
 from api_key_manager.core.credits import Credits
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
-from api_key_manager.core.failures import FAILURES_PER_MINUTE, Failures
+from api_key_manager.core.failures import ALL_FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, Failures
 from api_key_manager.core.inputs import check_name, check_rate_limits
 from api_key_manager.core.keeping import KeyLifeCycle
 from api_key_manager.core.lifecycle import retire
@@ -66,6 +66,7 @@ class KeyManager(KeyLifeCycle):
             limit, since each of them would let it through anew.
         failures_per_minute: how often outsiders at one address may fail before they are told to
             wait, see :mod:`api_key_manager.core.failures`; 0 for ever.
+        all_failures_per_minute: the same of all addresses together; 0 for any number.
         prefix: of minted secrets and tokens.
         nonce_window_seconds: how old a timestamp with a nonce may be.
         cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
@@ -90,6 +91,7 @@ class KeyManager(KeyLifeCycle):
         default_limits: Sequence[RateLimit] = (),
         limits_shared: bool = True,
         failures_per_minute: int = FAILURES_PER_MINUTE,
+        all_failures_per_minute: int = ALL_FAILURES_PER_MINUTE,
         prefix: str = "akm",
         nonce_window_seconds: int = 300,
         cache: RecordCache | None = None,
@@ -115,7 +117,10 @@ class KeyManager(KeyLifeCycle):
         self.records = Records(load or (lambda ids: stored.load(ids)), self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
         self.tally = tally if tally is not None else Tally()
-        self._failures = Failures(self.recorder, self.tally, per_minute=failures_per_minute)
+        self._failures = Failures(
+            self.recorder, self.tally, per_minute=failures_per_minute,
+            all_per_minute=all_failures_per_minute,
+        )  # fmt: skip
         self._flush_when_full = in_memory and not background
         # In blocks only where somebody gives back what was not used.
         self.credits = Credits(
@@ -293,6 +298,18 @@ class KeyManager(KeyLifeCycle):
         if verdict.reason is Reason.VALID:
             return 0
         return self._failures.wait(presented, verdict, self.clock())
+
+    def refuse_login(self, presented: Presented, reason: Reason) -> Verdict:
+        """Count and record that somebody was refused who shows no key of this manager's.
+
+        Args:
+            presented: of the realm of admin tokens, without a key id.
+            reason: why.
+        """
+        verdict = Verdict(reason)
+        self.tally.add(presented, verdict)
+        self.recorder.note(presented, verdict, self.clock())
+        return verdict
 
     async def validate_key(
         self,

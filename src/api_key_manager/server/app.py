@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from api_key_manager import __version__
+from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.server import schemas
 from api_key_manager.server.auth import Door
 from api_key_manager.server.authorize import Authorize
@@ -27,6 +28,9 @@ from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
 from api_key_manager.server.log import Log
+from api_key_manager.server.oidc import Oidc
+from api_key_manager.server.oidc_claims import Policy, read_grants
+from api_key_manager.server.oidc_keys import IssuerKeys
 from api_key_manager.server.openapi import complete
 from api_key_manager.server.openapi_authorize import describe
 from api_key_manager.server.routes import Routes
@@ -34,6 +38,7 @@ from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
 
 if TYPE_CHECKING:
+    from api_key_manager.config import Settings
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.wiring import Deployment
     from api_key_manager.wiring.observing import Observing
@@ -104,7 +109,10 @@ def build_app(deployment: Deployment) -> FastAPI:
     """The server's application on an open deployment, which the caller closes."""
     settings, manager = deployment.settings, deployment.manager
     routes = Routes()
-    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after)
+    door = Door(
+        settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after,
+        manager.refuse_login, _oidc(settings, manager),
+    )  # fmt: skip
     app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     log = Log(deployment)
@@ -119,6 +127,14 @@ def build_app(deployment: Deployment) -> FastAPI:
         ("POST", "/v1/keys/{key_id}/rotate", keys.rotate_key, WRITE, 200, schemas.CreatedKey),
         ("GET", "/v1/keys/{key_id}/versions", keys.list_versions, READ, 200, schemas.VersionPage),
         ("POST", "/v1/tokens", tokens.create_token, "admin", 201, schemas.CreatedToken),
+        (
+            "POST",
+            "/v1/tokens/{key_id}/rotate",
+            tokens.rotate_token,
+            "admin",
+            200,
+            schemas.CreatedToken,
+        ),
         ("GET", "/v1/tokens", tokens.list_tokens, "admin", 200, schemas.TokenPage),
         ("DELETE", "/v1/tokens/{key_id}", tokens.revoke_token, "admin", 204, None),
         ("GET", "/v1/audit", system.list_audit, "audit:read", 200, schemas.AuditPage),
@@ -138,6 +154,20 @@ def build_app(deployment: Deployment) -> FastAPI:
     routes.open[PATH] = routes.open[BELOW] = Authorize(settings, manager.wait_after)
     _add_public(app, routes, system)
     return app
+
+
+def _oidc(settings: Settings, manager: KeyManager) -> Oidc | None:
+    if not settings.OIDC_ISSUER:
+        return None
+    try:
+        grants = read_grants(settings.OIDC_SCOPES)
+    except ValidationError as error:
+        raise ConfigurationError(f"OIDC_SCOPES: {error}") from None
+    policy = Policy(
+        settings.OIDC_ISSUER, settings.OIDC_AUDIENCE, settings.OIDC_CLAIM, grants,
+        settings.CLOCK_SKEW_TOLERANCE_SECONDS,
+    )  # fmt: skip
+    return Oidc(policy, IssuerKeys(settings.OIDC_ISSUER), manager.clock)
 
 
 async def _as_problem(request: Request, error: Exception) -> Response:

@@ -37,6 +37,7 @@ _KEY: Final[dict[str, Any]] = {
 _TOKEN: Final[dict[str, Any]] = {
     "key_id": "4Zr1bJt8Qm0WcXyK",
     "name": "gateway",
+    "version": 1,
     "scopes": ["validate"],
     "environment": None,
     "ip_allowlist": [],

@@ -72,14 +72,14 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
 REFUSALS: Final[dict[int, Refusal]] = {
     400: Refusal("The body is not JSON.", ("malformed",), "The body is not JSON."),
     401: Refusal(
-        "No valid admin token; the body is always the same.",
+        "No valid admin token, or none for this address; the body is always the same.",
         ("unauthorized",),
         unauthorized().detail,
         headers=(("WWW-Authenticate", True),),
     ),
     403: Refusal(
-        "The token lacks the scope, or comes from an address that it may not.",
-        ("forbidden", "ip_denied"),
+        "The token lacks the scope, or would grant beyond itself.",
+        ("forbidden",),
         "This needs the scope keys:write.",
     ),
     404: Refusal("There is no such thing.", ("not_found",), "no such key"),

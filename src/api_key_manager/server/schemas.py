@@ -28,6 +28,7 @@ from api_key_manager.core.tokens import MAX_PREFIX, MAX_SECRET_BYTES
 
 __all__ = [
     "ID_SCHEMA",
+    "MAX_TOKEN_SECONDS",
     "AuditFilters",
     "AuditPage",
     "BulkRevocation",
@@ -57,6 +58,9 @@ __all__ = [
     "UpdateKey",
     "VersionPage",
 ]
+
+MAX_TOKEN_SECONDS: Final = 315_360_000
+"""Ten years."""
 
 Scope = Literal["keys:read", "keys:write", "validate", "audit:read", "metrics", "admin"]
 State = Literal["active", "disabled", "expired", "revoked"]
@@ -121,6 +125,11 @@ Seconds = Annotated[
     int,
     _whole(0, MAX_OVERLAP_SECONDS),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_OVERLAP_SECONDS}),
+]
+TokenSeconds = Annotated[
+    int,
+    _whole(1, MAX_TOKEN_SECONDS),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_TOKEN_SECONDS}),
 ]
 Limit = Annotated[
     int, _whole(1, 1000), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})
@@ -280,7 +289,12 @@ class CreateToken(_In):
         None, description="Confines it to the keys of one environment, for good."
     )
     expires_at: Instant | None = None
-    ip_allowlist: Allowlist | None = None
+    expires_in: TokenSeconds | None = Field(
+        None, description="In so many seconds, instead of `expires_at`."
+    )
+    ip_allowlist: Allowlist | None = Field(
+        None, description="Where it may be used: addresses and CIDR networks."
+    )
 
 
 class _Paged(_Query):
@@ -419,6 +433,7 @@ class Token(BaseModel):
 
     key_id: Id
     name: str | None
+    version: int
     scopes: list[Scope]
     environment: str | None = Field(description="The only one that it reaches, if there is one.")
     ip_allowlist: list[str]

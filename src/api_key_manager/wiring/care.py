@@ -22,6 +22,7 @@ from api_key_manager.wiring.deployment import Deployment, open_deployment
 from api_key_manager.wiring.findings import Finding, keyring_findings
 from api_key_manager.wiring.limits import unshared_between_nodes
 from api_key_manager.wiring.places import database_path
+from api_key_manager.wiring.token_care import tokens_to_look_at
 
 __all__ = ["Finding", "backup", "diagnose", "upgrade"]
 
@@ -133,6 +134,8 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
             limits = await unshared_between_nodes(settings, deployment.manager.store)
             if limits is not None:
                 yield Finding("warning", "rate limits", limits)
+            for told in await tokens_to_look_at(deployment.manager):
+                yield Finding("warning", "admin tokens", told)
             async for finding in _records(deployment):
                 yield finding
             for finding in await _log(deployment):

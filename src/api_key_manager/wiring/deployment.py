@@ -325,6 +325,7 @@ def _deployment(
         default_limits=default_limits(settings),
         limits_shared=limits_are_shared(settings, settings.WORKERS),
         failures_per_minute=settings.FAILED_AUTH_PER_MINUTE,
+        all_failures_per_minute=settings.FAILED_AUTH_TOTAL_PER_MINUTE,
     )
     return Deployment(settings, manager, backend, observing, window, shared)
 
