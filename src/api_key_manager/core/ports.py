@@ -104,6 +104,10 @@ class KeyStore(Protocol):
         """Every version of a key that ever was, newest first, without secrets."""
         ...
 
+    async def marked(self, mark: bytes) -> list[str]:
+        """The ids of keys with a live version of this mark; a hundred at most."""
+        ...
+
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
         """Keys with an end at or before ``before`` (µs) that is not yet made permanent."""
         ...
@@ -404,6 +408,10 @@ class SecretBox(Protocol):
 
     def pepper(self, number: int) -> MacState:
         """Raises ``EncryptionError`` for a pepper that is not there."""
+        ...
+
+    def mark(self, secret: bytes) -> bytes:
+        """A digest of a secret under a key of its own, the same for ever."""
         ...
 
     def record_mac(self, record: ApiKey) -> bytes:

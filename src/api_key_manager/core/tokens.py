@@ -19,6 +19,7 @@ from api_key_manager.core.models import ADMIN_REALM
 __all__ = [
     "FIRST_TOKEN_ID",
     "MAX_SECRET_BYTES",
+    "MAX_TOKEN",
     "ParsedToken",
     "check_bearer_id",
     "check_key_id",
@@ -42,6 +43,7 @@ starts at once one mints."""
 MAX_SECRET_BYTES = 1024
 MAX_PREFIX = 48
 MAX_TOKEN = MAX_PREFIX + 1 + 128 + 1 + 36
+"""The longest token or minted secret, in characters."""
 
 _ID_LENGTH = 16
 _SECRET_LENGTH = 30
