@@ -17,7 +17,9 @@ from api_key_manager.core.exceptions import KeyExistsError, ValidationError
 from api_key_manager.core.models import ADMIN_REALM
 
 __all__ = [
+    "ALPHABET",
     "FIRST_TOKEN_ID",
+    "MAX_PREFIX",
     "MAX_SECRET_BYTES",
     "MAX_TOKEN",
     "ParsedToken",
