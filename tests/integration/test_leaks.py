@@ -152,7 +152,7 @@ async def test_only_a_match_acts(akm):
     old = await akm.manager.create_key("b", kind="bearer")
     await akm.manager.rotate_key("b")
     await akm.manager.create_key("s", secret="brought along by hand")
-    before = akm.manager.records.changes
+    before = await akm.manager.find_audit(limit=1)
     forged = mint_token("akm", "b")
     body = forged[:-6]
     wrong = [
@@ -167,7 +167,7 @@ async def test_only_a_match_acts(akm):
         assert told.status_code in (400, 422)
         wrong.remove("\ud800")
         assert set(await akm.report(*wrong)) == {"false"}
-    assert akm.manager.records.changes == before
+    assert await akm.manager.find_audit(limit=1) == before
     assert (await akm.manager.get_key("b"))["state"] == "active"
     assert "key_leaked" not in await akm.events("b")
 

@@ -34,6 +34,11 @@ _IDENTIFIER: Final = "github-public-key-identifier"
 _SIGNATURE: Final = "github-public-key-signature"
 _BOUND_HEADERS: Final = (b"content-length", b"transfer-encoding")
 
+_REPORTED: Final = {
+    "token": "akm_...", "type": "akm", "url": "https://github.com/o/r/blob/1/a", "source": "content",
+}  # fmt: skip
+_ANSWERED: Final = {"token_hash": "0" * 64, "token_type": "akm", "label": "false_positive"}
+
 
 class _Item(msgspec.Struct):
     """One match. What GitHub adds some day is passed over."""
@@ -146,7 +151,10 @@ def describe_leaks(document: dict[str, Any]) -> dict[str, Any]:
     operation["requestBody"] = {
         "required": True,
         "content": {
-            "application/json": {"schema": {"type": "array", "items": item, "maxItems": _MOST}}
+            "application/json": {
+                "schema": {"type": "array", "items": item, "maxItems": _MOST},
+                "example": [_REPORTED],
+            }
         },
     }
     label = {"enum": ["true_positive", "false_positive"]}
@@ -159,7 +167,8 @@ def describe_leaks(document: dict[str, Any]) -> dict[str, Any]:
                     "required": ["token_hash", "token_type", "label"],
                     "properties": {"token_hash": text, "token_type": text, "label": label},
                 },
-            }
+            },
+            "example": [_ANSWERED],
         }
     }
     return document
