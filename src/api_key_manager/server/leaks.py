@@ -35,7 +35,7 @@ _SIGNATURE: Final = "github-public-key-signature"
 _BOUND_HEADERS: Final = (b"content-length", b"transfer-encoding")
 
 _REPORTED: Final = {
-    "token": "akm_...", "type": "akm", "url": "https://github.com/o/r/blob/1/a", "source": "content",
+    "token": "akm_...", "type": "akm", "url": "https://github.com/o/r", "source": "content",
 }  # fmt: skip
 _ANSWERED: Final = {"token_hash": "0" * 64, "token_type": "akm", "label": "false_positive"}
 
