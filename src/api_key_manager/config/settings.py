@@ -246,6 +246,11 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         le=1_000_000_000,
         description="The same of all addresses together, per process; 0 is any number.",
     )
+    ON_LEAK: Literal["revoke", "flag"] = Field(
+        "revoke",
+        description="What is done with a key whose secret or token was found in public; `flag` only"
+        " reports it. Admin tokens are always revoked.",
+    )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="A Redis or Valkey that workers and nodes share."
     )

@@ -136,6 +136,11 @@ key_versions = Table(
     Column("sealed", LargeBinary),
     Column("digest", LargeBinary),
     Column("pepper", Integer),
+    # How a leaked secret is found. Not covered by the record's MAC: what is found is compared with
+    # the secret itself. NULL until it is made, for what an older schema left.
+    Column("mark", LargeBinary),
+    Column("leaked_at", BigInteger),
+    _index_where("ix_key_versions_mark", ("mark",), "mark IS NOT NULL"),
 )
 
 # Apart from the keys: written often, in batches, and part of no revision.

@@ -30,6 +30,7 @@ from api_key_manager.core.models import (
 
 __all__ = [
     "delete",
+    "end_version",
     "event_action",
     "require_usable",
     "retire",
@@ -89,7 +90,16 @@ def rotate(record: ApiKey, new: KeyVersion, overlap_seconds: int, now: int) -> A
 def _end(version: KeyVersion, now: int) -> KeyVersion:
     if version.ends_at is None or version.ends_at > now:
         return version
-    return replace(version, ended=True, sealed=None, digest=None, pepper=None)
+    return replace(version, ended=True, sealed=None, digest=None, pepper=None, mark=None)
+
+
+def end_version(record: ApiKey, number: int, now: int) -> ApiKey:
+    """End one version at once; the others stay as they are."""
+    versions = tuple(
+        _end(replace(version, ends_at=now), now) if version.version == number else version
+        for version in record.versions
+    )
+    return replace(record, versions=versions, updated_at=now)
 
 
 def revoke(record: ApiKey, reason: str | None, at: int, now: int) -> ApiKey:
@@ -146,7 +156,7 @@ def delete(record: ApiKey, now: int) -> ApiKey:
     """The tombstone: the id stays taken, everything else is erased."""
     erased = tuple(
         replace(version, ends_at=min(now, version.ends_at or now), ended=True, sealed=None,
-                digest=None, pepper=None)
+                digest=None, pepper=None, mark=None)
         for version in record.versions
     )  # fmt: skip
     return ApiKey(

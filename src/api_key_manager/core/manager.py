@@ -14,6 +14,7 @@ from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.core.failures import ALL_FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, Failures
 from api_key_manager.core.inputs import check_name, check_rate_limits
 from api_key_manager.core.keeping import KeyLifeCycle
+from api_key_manager.core.leaks import Leaks
 from api_key_manager.core.lifecycle import retire
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
@@ -46,7 +47,7 @@ from api_key_manager.core.verifier import Verifier
 __all__ = ["KeyManager"]
 
 
-class KeyManager(KeyLifeCycle):
+class KeyManager(KeyLifeCycle, Leaks):
     """Issues, validates, rotates and revokes keys.
 
     Without a store, keys live in memory. With one, each verdict is in the audit log before it is
@@ -73,6 +74,7 @@ class KeyManager(KeyLifeCycle):
         recorder: the audit queue; made by :mod:`api_key_manager.wiring` as well.
         tally: counts verdicts.
         background: whether somebody flushes the recorder; else this manager writes through.
+        on_leak: what is done with a key that leaked: ``revoke`` or ``flag``.
         load: where records to be judged come from, if not straight from the store.
 
     Raises:
@@ -98,6 +100,7 @@ class KeyManager(KeyLifeCycle):
         recorder: Recorder | None = None,
         tally: Tally | None = None,
         background: bool = False,
+        on_leak: str = "revoke",
         load: Load | None = None,
     ) -> None:
         if validator is not None and not isinstance(validator, AsyncAPIKeyValidator):
@@ -111,6 +114,7 @@ class KeyManager(KeyLifeCycle):
         self.box = box if box is not None else MemoryBox()
         self.prefix = check_prefix(prefix)
         self.limits_shared = limits_shared
+        self.on_leak = on_leak
         self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=store is None)
         stored = self.store
         # By its name at each call: a store may be wrapped while it is in use.

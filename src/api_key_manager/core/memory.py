@@ -157,7 +157,7 @@ class MemoryStore:
         self.revision = record.revision
         history = self._history.setdefault(record.key_id, {})
         for version in change.record.versions:
-            history[version.version] = replace(version, sealed=None, digest=None)
+            history[version.version] = replace(version, sealed=None, digest=None, mark=None)
         if record.key_id not in self._keys:
             insort(self._ids, record.key_id)
         self._keys[record.key_id] = record
@@ -178,6 +178,14 @@ class MemoryStore:
     async def versions(self, key_id: str) -> list[KeyVersion]:
         history = self._history.get(key_id, {})
         return [history[number] for number in sorted(history, reverse=True)]
+
+    async def marked(self, mark: bytes) -> list[str]:
+        found = (
+            record.key_id
+            for record in self._keys.values()
+            if any(version.mark == mark for version in record.versions)
+        )
+        return list(islice(found, 100))
 
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
         due = (r for r in self._keys.values() if r.deleted_at is None)
@@ -402,6 +410,9 @@ class MemoryBox:
 
     async def learn(self) -> None:
         """Nobody else mints any."""
+
+    def mark(self, secret: bytes) -> bytes:
+        return mac(self._mac_key, b"akm-secret-mark-1\n" + secret, "sha256")[:16]
 
     def record_mac(self, record: ApiKey) -> bytes:
         return mac(self._mac_key, record.mac_input(), "sha256")

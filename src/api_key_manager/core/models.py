@@ -94,6 +94,9 @@ class KeyVersion:
     sealed: bytes | None = field(default=None, repr=False)
     digest: bytes | None = field(default=None, repr=False)
     pepper: int | None = None
+    # Of a minted secret: how it is found when only it is known; empty for what nobody can scan for.
+    mark: bytes | None = field(default=None, repr=False)
+    leaked_at: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -104,6 +104,10 @@ class KeyStore(Protocol):
         """Every version of a key that ever was, newest first, without secrets."""
         ...
 
+    async def marked(self, mark: bytes) -> list[str]:
+        """The ids of keys with a live version of this mark; a hundred at most."""
+        ...
+
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
         """Keys with an end at or before ``before`` (µs) that is not yet made permanent."""
         ...
@@ -416,6 +420,10 @@ class SecretBox(Protocol):
 
     async def learn(self) -> None:
         """Look for keys that others minted; when that is not possible, it says so in the log."""
+        ...
+
+    def mark(self, secret: bytes) -> bytes:
+        """A digest of a secret under a key of its own, the same for ever."""
         ...
 
     def record_mac(self, record: ApiKey) -> bytes:

@@ -20,7 +20,7 @@ from api_key_manager.core.models import MICROSECONDS, ApiKey, KeyVersion, Kind
 from api_key_manager.core.policy import OpenKey, OpenVersion
 from api_key_manager.core.ports import SecretBox
 from api_key_manager.core.signing import matches
-from api_key_manager.core.tokens import mint_secret
+from api_key_manager.core.tokens import ends_like_a_secret, mint_secret
 
 __all__ = [
     "Load",
@@ -31,6 +31,7 @@ __all__ = [
     "edited",
     "is_intact",
     "live_secrets",
+    "mark_of",
     "open_record",
     "seal_record",
 ]
@@ -98,9 +99,19 @@ def seal_record(
     """A new version of a key: its secret sealed (signed) or digested (bearer)."""
     if kind == "signed":
         sealed = box.seal("secret", key_id, version, secret.encode())
-        return KeyVersion(version, at, sealed=sealed)
+        return KeyVersion(version, at, sealed=sealed, mark=mark_of(box, secret))
     pepper, digest = box.digest(secret.encode())
     return KeyVersion(version, at, digest=digest, pepper=pepper)
+
+
+def mark_of(box: SecretBox, secret: str) -> bytes:
+    """How a secret is found when only it is known: a keyed digest of one that has our form.
+
+    Empty for any other: no scanner reports it, and two keys with the same must not show that.
+    """
+    if secret.isascii() and ends_like_a_secret(secret):
+        return box.mark(secret.encode())
+    return b""
 
 
 def live_secrets(record: ApiKey, box: SecretBox) -> list[str]:

@@ -27,6 +27,7 @@ from api_key_manager.server.gateways import BELOW, PATH
 from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
+from api_key_manager.server.leaks import GITHUB, LeakEndpoints, describe_leaks
 from api_key_manager.server.log import Log
 from api_key_manager.server.oidc import Oidc
 from api_key_manager.server.oidc_claims import Policy, read_grants
@@ -101,7 +102,7 @@ class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = complete(super().openapi(), self._routes_by_scope.table)
-            self.openapi_schema = describe(document)
+            self.openapi_schema = describe_leaks(describe(document))
         return self.openapi_schema
 
 
@@ -116,6 +117,7 @@ def build_app(deployment: Deployment) -> FastAPI:
     app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
     log = Log(deployment)
+    leaks = LeakEndpoints(deployment)
     rows: list[Row] = [
         ("POST", "/v1/keys", keys.create_key, WRITE, 201, schemas.CreatedKey),
         ("GET", "/v1/keys", keys.list_keys, READ, 200, schemas.KeyPage),
@@ -126,6 +128,7 @@ def build_app(deployment: Deployment) -> FastAPI:
         ("POST", "/v1/keys/{key_id}/revoke", keys.revoke_key, WRITE, 200, schemas.Key),
         ("POST", "/v1/keys/{key_id}/rotate", keys.rotate_key, WRITE, 200, schemas.CreatedKey),
         ("GET", "/v1/keys/{key_id}/versions", keys.list_versions, READ, 200, schemas.VersionPage),
+        ("POST", "/v1/leaks", leaks.report_leak, WRITE, 200, schemas.LeakOutcome),
         ("POST", "/v1/tokens", tokens.create_token, "admin", 201, schemas.CreatedToken),
         (
             "POST",
@@ -153,6 +156,7 @@ def build_app(deployment: Deployment) -> FastAPI:
         _ = deployment.observing.meter.requests["POST", path, 200]
     routes.open[PATH] = routes.open[BELOW] = Authorize(settings, manager.wait_after)
     _add_public(app, routes, system)
+    _add_github(app, routes, leaks)
     return app
 
 
@@ -243,6 +247,15 @@ def _add_checkpoint(app: FastAPI, routes: Routes, log: Log) -> None:
         tags=["audit"],
     )  # fmt: skip
     routes.add("GET", "/v1/audit/checkpoint", "audit:read")
+
+
+def _add_github(app: FastAPI, routes: Routes, leaks: LeakEndpoints) -> None:
+    """Open to all, since it looks at a signature of its own."""
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {} for status in (400, 403, 408, 413, 422, 503)
+    }
+    _add(app, "POST", GITHUB, leaks.report_github_leaks, 200, None, refusals)
+    routes.add("POST", GITHUB, None)
 
 
 def _add_public(app: FastAPI, routes: Routes, system: System) -> None:

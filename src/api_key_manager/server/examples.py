@@ -87,6 +87,11 @@ EXAMPLES: Final[dict[str, Any]] = {
     "CreateKey": {"kind": "bearer", "owner": "billing", "permissions": ["invoices.read"]},
     "UpdateKey": {"permissions": ["invoices.*"]},
     "RevokeKey": {"reason": "leaked"},
+    "ReportLeak": {"token": "akm_...", "url": "https://example.com/paste/1"},
+    "LeakOutcome": {
+        "matched": True, "key_id": "client-123", "realm": "default", "version": 1,
+        "action": "revoked",
+    },
     "RotateKey": {"overlap_seconds": 3600},
     "RevokeKeys": {"owner": "billing", "dry_run": True},
     "CreateToken": {"name": "gateway", "scopes": ["validate"]},

@@ -39,6 +39,7 @@ __all__ = [
     "Key",
     "KeyFilters",
     "KeyPage",
+    "LeakOutcome",
     "NotReady",
     "Problem",
     "Proof",
@@ -48,6 +49,7 @@ __all__ = [
     "RateLimit",
     "RateLimitIn",
     "Ready",
+    "ReportLeak",
     "RevokeKey",
     "RevokeKeys",
     "RotateKey",
@@ -261,6 +263,14 @@ class RevokeKey(_In):
     at: Instant | None = None
 
 
+class ReportLeak(_In):
+    """A secret or token, and where it was found."""
+
+    token: str = Field(min_length=1, max_length=1024)
+    url: str | None = Field(None, max_length=2048)
+    source: str | None = Field(None, max_length=64)
+
+
 class RotateKey(_In):
     """How long the old secret or token works on."""
 
@@ -413,6 +423,20 @@ class VersionPage(BaseModel):
 
     items: list[Version]
     next_cursor: None
+
+
+class LeakOutcome(BaseModel):
+    """Whose it is, and what was done; nulls when it is no live secret or token of ours."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    matched: bool
+    key_id: str | None
+    realm: str | None = Field(description="`default`, or `admin` of an admin token.")
+    version: int | None
+    action: Literal["revoked", "version_ended", "flagged", "none"] | None = Field(
+        description="`none`: all was done before."
+    )
 
 
 class BulkRevocation(BaseModel):

@@ -109,8 +109,10 @@ def version_values(key_id: str, version: KeyVersion) -> dict[str, Any]:
 
 def version_from(row: tuple[Any, ...]) -> KeyVersion:
     """A version from a row of :data:`VERSION_COLUMNS`."""
-    number, created_at, ends_at, ended, sealed, digest, pepper = row
-    return KeyVersion(number, created_at, ends_at, bool(ended), sealed, digest, pepper)
+    number, created_at, ends_at, ended, sealed, digest, pepper, mark, leaked_at = row
+    return KeyVersion(
+        number, created_at, ends_at, bool(ended), sealed, digest, pepper, mark, leaked_at
+    )
 
 
 def event_from(row: tuple[Any, ...]) -> AuditEvent:

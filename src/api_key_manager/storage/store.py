@@ -17,7 +17,7 @@ from api_key_manager.core.models import (
 from api_key_manager.core.ports import Begun, Receipt, Seal
 from api_key_manager.core.sealed import Stamp
 from api_key_manager.storage import events as log_events
-from api_key_manager.storage import idempotency, scripts
+from api_key_manager.storage import idempotency, marks, scripts
 from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.sqlite import SqliteDriver
 from api_key_manager.storage.timing import Observe, reads, untold, writes
@@ -71,6 +71,10 @@ class SqlStore:
     @reads
     async def versions(self, key_id: str) -> list[KeyVersion]:
         return await self.driver.read(scripts.versions_of, key_id)
+
+    @reads
+    async def marked(self, mark: bytes) -> list[str]:
+        return await self.driver.read(marks.find, mark)
 
     @reads
     async def ending(self, before: int, limit: int) -> list[ApiKey]:

@@ -16,6 +16,7 @@ from api_key_manager.cache import Follower, Window
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.core.manager import KeyManager
+from api_key_manager.core.ports import SecretBox
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.core.validator import AsyncAPIKeyValidator
@@ -34,6 +35,7 @@ from api_key_manager.wiring.limits import (
     refuse_unshared_limits,
     warn_of_unshared_limits,
 )
+from api_key_manager.wiring.marking import mark_secrets
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import key_path
 from api_key_manager.wiring.redis import SharedByRedis, share_by_redis
@@ -43,8 +45,11 @@ from api_key_manager.wiring.worker import Worker
 __all__ = ["Deployment", "open_deployment", "open_manager"]
 
 _log = logging.getLogger(__name__)
+GITHUB_KEYS = "https://api.github.com/meta/public_keys/secret_scanning"
+"""As GitHub documents it. No setting: who names the keys decides whose reports are believed."""
 _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
+_MARK_SECONDS = 3600.0
 _CREDITS_SECONDS = 1.0
 _MOVE_SECONDS = 1.0
 _RETAIN_SECONDS = 60.0
@@ -68,6 +73,7 @@ class Deployment:
         master_key: where the master key is, in words.
         first_token: the admin token minted just now, once in a database's life.
         first_token_file: where that token was put, when no terminal could show it.
+        github_keys: where GitHub publishes the keys that it signs reports of leaks with.
         observing: counts what happens.
         exposition: the metrics.
         sealer: keeps the transparency log, where there is one.
@@ -97,6 +103,7 @@ class Deployment:
         self._audit_problem: str | None = None
         self._sweeps = True
         self.sealer = _sealer(settings, manager, backend)
+        self.github_keys = GITHUB_KEYS
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared
@@ -324,6 +331,7 @@ def _deployment(
         background=background,
         default_limits=default_limits(settings),
         limits_shared=limits_are_shared(settings, settings.WORKERS),
+        on_leak=settings.ON_LEAK,
         failures_per_minute=settings.FAILED_AUTH_PER_MINUTE,
         all_failures_per_minute=settings.FAILED_AUTH_TOTAL_PER_MINUTE,
     )
@@ -361,6 +369,8 @@ async def _start(deployment: Deployment) -> None:
         deployment.follower.problem = backend.feed.problem
         supervisor.start("follower", deployment.follower.run)
     if isinstance(store, SqlStore):
+        box = manager.box
+        supervisor.start("marks", every(_MARK_SECONDS, lambda: _mark(store, box)))
         supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
     for name, work in backend.tasks.items():
         supervisor.start(name, work)
@@ -385,6 +395,11 @@ async def _start(deployment: Deployment) -> None:
             supervisor.start("checkpoints", deployment.sealer.courier.run)
     supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
+
+
+async def _mark(store: SqlStore, box: SecretBox) -> None:
+    if done := await mark_secrets(store, box):
+        _log.info("%d secrets can now be found when they leak", done)
 
 
 async def _prune(deployment: Deployment, store: SqlStore) -> None:

@@ -18,6 +18,7 @@ def upgrade() -> None:
     _audit_log()
     _encryption()
     _webhooks()
+    _leaks()
 
 
 def _audit_log() -> None:
@@ -92,3 +93,16 @@ def _encryption() -> None:
 
 def _webhooks() -> None:
     """Subscriptions, what is to be sent, and what could not be."""
+
+
+def _leaks() -> None:
+    """How a leaked secret is found, and when it was."""
+    op.add_column("key_versions", sa.Column("mark", sa.LargeBinary))
+    op.add_column("key_versions", sa.Column("leaked_at", sa.BigInteger))
+    op.create_index(
+        "ix_key_versions_mark",
+        "key_versions",
+        ["mark"],
+        sqlite_where=sa.text("mark IS NOT NULL"),
+        postgresql_where=sa.text("mark IS NOT NULL"),
+    )
