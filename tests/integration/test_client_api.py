@@ -251,7 +251,7 @@ async def test_every_endpoint(api: Api):
         client.revoke_keys(owner="a"), client.delete_key("k"), client.key_versions("k")
         client.create_token([]), list(client.list_tokens()), client.revoke_token("t")
         list(client.list_audit()), client.get_stats(), client.is_healthy(), client.is_ready()
-    # Those are for gateways, for Prometheus, and for who finds a leak: GitHub and `akm keys leaked`.
+    # For gateways, for Prometheus, and for who finds a leak: GitHub and `akm keys leaked`.
     assert asked == {
         (method, path)
         for method, path in known
