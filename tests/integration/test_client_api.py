@@ -43,6 +43,7 @@ from api_key_manager.server import schemas
 from api_key_manager.server import shapes as wire
 from tests.integration.conftest import Api, serving
 from tests.integration.test_server_serve import started
+from tests.services import free_port
 
 TOKEN = "t" * 40
 QUICK = Retries(base_seconds=0.01, most_seconds=2, deadline_seconds=20)
@@ -413,13 +414,6 @@ class TestFailures:
             assert client.is_ready() is False
             assert client.is_healthy() is False
             assert proxy.keys == [None, None]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_nobody_there():

@@ -16,6 +16,7 @@ from api_key_manager.core.exceptions import EncryptionError, StorageError
 from api_key_manager.core.keeping import ReceiptOf
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import BEGUN_SECONDS, Receipt
+from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.errors import RETRY_SECONDS, ProblemError
 from api_key_manager.server.principal import PRINCIPAL
 
@@ -74,6 +75,8 @@ class Once:
         key = keys[0]
         if len(keys) > 1 or not _is_key(key):
             raise _misused("one, of 1 to 255 printable ASCII characters, is allowed")
+        if holds_a_secret(key):  # it is kept as it is
+            raise _misused("a secret or token must not stand in it")
         scope: str = request.scope[PRINCIPAL].id
         name = f"{scope}\n{key}"
         now = int(self._manager.clock() * MICROSECONDS)

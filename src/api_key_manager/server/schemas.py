@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from api_key_manager.core.addresses import MAX_ALLOWLIST
-from api_key_manager.core.inputs import MAX_OVERLAP_SECONDS
+from api_key_manager.core.inputs import MAX_OVERLAP_SECONDS, MAX_QUOTA, MAX_RATE, MAX_WINDOW
 from api_key_manager.core.models import MIN_SCHEMES
 from api_key_manager.core.permissions import MAX_GRANTS
 from api_key_manager.core.signing import MAX_TIMESTAMP
@@ -66,6 +75,21 @@ def _one_of(*values: str) -> dict[str, Any]:
     return {"type": "string", "enum": list(values)}
 
 
+def _whole(least: int, most: int) -> WrapValidator:
+    """Of what is no whole number it is told which ones are allowed, as the core tells of those that
+    are out of range: who sends text learns all of it at once."""
+
+    def read(value: Any, to_int: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return to_int(value)
+        except ValidationError:
+            raise PydanticCustomError(
+                "allowed", f"a whole number from {least} to {most} is allowed"
+            ) from None
+
+    return WrapValidator(read)
+
+
 Id = Annotated[str, WithJsonSchema(ID_SCHEMA)]
 Name = Annotated[str, WithJsonSchema(_text(128))]
 Why = Annotated[str, WithJsonSchema(_text(256))]
@@ -92,9 +116,13 @@ MinScheme = Annotated[str, WithJsonSchema(_one_of(*MIN_SCHEMES))]
 AState = Annotated[str, WithJsonSchema(_one_of(*get_args(State)))]
 AKind = Annotated[str, WithJsonSchema(_one_of("signed", "bearer"))]
 Seconds = Annotated[
-    int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_OVERLAP_SECONDS})
+    int,
+    _whole(0, MAX_OVERLAP_SECONDS),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_OVERLAP_SECONDS}),
 ]
-Limit = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})]
+Limit = Annotated[
+    int, _whole(1, 1000), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})
+]
 Instant = Annotated[
     str | int | float,
     WithJsonSchema(
@@ -125,8 +153,10 @@ class RateLimitIn(_In):
     name: str | None = Field(
         None, description="1 to 32 of a-z 0-9 _ -; such as 10-per-60s when left out."
     )
-    limit: int = Field(description="1 to 1000000000 requests, also as many at once.")
-    window_seconds: int = Field(description="1 to 31536000.")
+    limit: Annotated[int, _whole(1, MAX_RATE)] = Field(
+        description="1 to 1000000000 requests, also as many at once."
+    )
+    window_seconds: Annotated[int, _whole(1, MAX_WINDOW)] = Field(description="1 to 31536000.")
     scope: Literal["key", "owner"] | None = Field(
         None, description="`owner`: all keys of the owner with this limit share it."
     )
@@ -146,9 +176,11 @@ class RateLimit(BaseModel):
 class QuotaIn(_In):
     """So many credits per period."""
 
-    limit: int = Field(description="1 to 1000000000000000 credits; a request takes its cost.")
+    limit: Annotated[int, _whole(1, MAX_QUOTA)] = Field(
+        description="1 to 1000000000000000 credits; a request takes its cost."
+    )
     refill: str = Field(description="daily, monthly (on the first) or never.")
-    hour: int = Field(0, description="0 to 23, when it is refilled.")
+    hour: Annotated[int, _whole(0, 23)] = Field(0, description="0 to 23, when it is refilled.")
     zone: str = Field("UTC", description="Whose hour: a name of the IANA time zone database.")
     shared_by_owner: bool = Field(
         False, description="One account for all keys of the owner, environment and refill."
