@@ -15,7 +15,7 @@ from alembic import command
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from api_key_manager.connections.tables import key_versions, keys
+from api_key_manager.connections.tables import keys
 from api_key_manager.core import ConfigurationError, StorageError
 from api_key_manager.core.changing import Origin
 from api_key_manager.core.models import ApiKey
