@@ -169,6 +169,13 @@ COMMANDS: Final[dict[str, list[Run]]] = {
     "keys delete": [Run("{signed} --yes")],
     "audit tail": [Run(""), Run("--json -n 1000"), Run("--key-id {token}", code=2)],
     "audit export": [Run(""), Run("--output {folder}/audit.jsonl")],
+    "secrets rotate-kek": [Run(""), Run("--url https://a.example/{token}", code=2)],
+    "secrets rotate-pepper": [
+        Run(""),
+        Run("--retire {token}", code=2),
+        Run("--retire 1 --dry-run --json"),
+        Run("--retire 1 --yes --json"),
+    ],
     "db backup": [Run("{folder}/copy.db")],
     "doctor": [Run(""), Run("--json")],
     "version": [Run("")],
