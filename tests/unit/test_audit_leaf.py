@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from api_key_manager.audit.leaf import (
     EVENT_FIELDS,
+    SALTED_BYTES,
     EventMacs,
     event_body,
     missing_leaf,
@@ -41,6 +42,7 @@ def test_leaf_is_rfc_8785(index, row):
     assert leaf == rfc8785.dumps(said)
     assert read_leaf(leaf) == said
     assert split_salt(leaf) == event_body(index, row)
+    assert leaf[:-SALTED_BYTES] == event_body(index, row)[:-1]
     assert b"\n" not in leaf
 
 

@@ -152,7 +152,7 @@ class Notary:
             whole: whether there are no more rows.
         """
         last_id = rows[-1][0] if rows else None
-        fits, legacy_to = self.macs.fits, state.legacy_to
+        fits, legacy_to = self.macs.fits_fresh, state.legacy_to
         old: list[tuple[Any, ...]] = []
         genuine: dict[int, tuple[Any, ...]] = {}
         wrong: list[int] = []

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from api_key_manager.audit.checkpoint import Checkpoint
-from api_key_manager.audit.leaf import event_body, read_leaf, split_salt
+from api_key_manager.audit.leaf import SALTED_BYTES, event_body, read_leaf, split_salt
 from api_key_manager.audit.merkle import HASH_BYTES, grow, leaf_hash, root_of
 from api_key_manager.audit.sealing import Notary, cut_hashes
 from api_key_manager.core.sealed import LogBatch, LogState
@@ -170,7 +170,7 @@ class LogCheck:
             for index, leaf, row in zip(
                 range(batch.first, batch.first + batch.length), leaves, events, strict=True
             ):
-                if leaf[:-44] != event_body(index, row[:-1])[:-1] or not fits(row):
+                if leaf[:-SALTED_BYTES] != event_body(index, row[:-1])[:-1] or not fits(row):
                     break
             else:
                 return
