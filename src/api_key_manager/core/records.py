@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -204,8 +205,13 @@ class Records:
 
     def _make_decoy(self, kind: Kind) -> ApiKey:
         version = seal_record(self._box, "decoy", 1, mint_secret("akm"), kind, 0)
-        record = ApiKey("decoy", kind, 0, 0, (version,))
-        return ApiKey("decoy", kind, 0, 0, (version,), mac=self._box.record_mac(record))
+        # About as long as a record usually is, since its MAC takes longer the longer it is.
+        record = ApiKey(
+            "decoy", kind, 1_700_000_000_000_000, 1_700_000_000_000_000, (version,),
+            owner="decoy", metadata_json='{"plan":"basic","region":"eu"}',
+            permissions=("documents.read",), revision=100,
+        )  # fmt: skip
+        return replace(record, mac=self._box.record_mac(record))
 
     def decoy(self, kind: Kind) -> OpenKey:
         """Stands in for a key that is not there: opened anew, at the price of a real one."""
