@@ -161,7 +161,13 @@ class Caller:
 
 @pytest.mark.parametrize(
     ("form", "level"),
-    [("text", "DEBUG"), ("json", "DEBUG"), ("json", "INFO"), ("text", "WARNING"), ("json", "ERROR")],
+    [
+        ("text", "DEBUG"),
+        ("json", "DEBUG"),
+        ("json", "INFO"),
+        ("text", "WARNING"),
+        ("json", "ERROR"),
+    ],
 )
 def test_a_server(story: Story, sink: Sink, tmp_path: Path, form: str, level: str):
     """Every endpoint, right and wrong, on a server with SQLite, Redis and a collector: answers,

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api_key_manager.core.exceptions import StorageError
+from api_key_manager.core.exceptions import EncryptionError, StorageError
 from api_key_manager.core.keeping import ReceiptOf
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import BEGUN_SECONDS, Receipt
@@ -90,7 +90,13 @@ class Once:
                 headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
             )  # fmt: skip
         if begun.answer is not None:
-            answer = self._manager.box.open(_PURPOSE, name, 0, begun.answer)
+            box = self._manager.box
+            try:
+                answer = box.open(_PURPOSE, name, 0, begun.answer)
+            except EncryptionError:
+                # Another node may have sealed it under a key that this one does not know yet.
+                await box.learn()
+                answer = box.open(_PURPOSE, name, 0, begun.answer)
             return reply(answer, status, {"Idempotency-Replayed": "true"})
 
         def receipt(answer: Answer) -> Receipt:
