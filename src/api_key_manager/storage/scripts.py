@@ -210,13 +210,18 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
     yield from _put(wanted, done, stored)
     yield _NOTIFY()
     if receipt is not None:
-        kept = yield _KEEP_ANSWER(
-            b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
-            b_answer=receipt.answer, b_expires_at=receipt.expires_at,
-        )  # fmt: skip
-        if not kept:
-            raise ConflictError("the request was not begun, or took too long")
+        yield from keep_answer(receipt)
     return done
+
+
+def keep_answer(receipt: Receipt) -> Script[None]:
+    """Keep the answer of a request with the change that it made."""
+    kept = yield _KEEP_ANSWER(
+        b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
+        b_answer=receipt.answer, b_expires_at=receipt.expires_at,
+    )  # fmt: skip
+    if not kept:
+        raise ConflictError("the request was not begun, or took too long")
 
 
 def _decide(
