@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import trustme
@@ -42,8 +43,13 @@ def answer(status: int, *headers: str) -> bytes:
 
 
 @asynccontextmanager
-async def receiving(*, name: str = "127.0.0.1") -> AsyncIterator[Receiver]:
+async def receiving(
+    *, name: str = "127.0.0.1", save: Path | None = None
+) -> AsyncIterator[Receiver]:
+    """A receiver under a name; `save` is where its authority's certificate is written."""
     authority = trustme.CA()
+    if save is not None:
+        authority.cert_pem.write_to_path(save)
     served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(name).configure_cert(served)
     trusting = ssl.create_default_context()

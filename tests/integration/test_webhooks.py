@@ -19,6 +19,8 @@ from api_key_manager.webhooks import Sender
 from api_key_manager.webhooks import sending as sending_module
 from api_key_manager.webhooks.schedule import TRIES, Outcome, after
 from api_key_manager.wiring import Deployment
+from tests.integration.commands import Akm
+from tests.integration.conftest import serving
 from tests.integration.places import Place
 from tests.integration.postgres_nodes import Shared
 from tests.integration.receivers import Receiver, answer, receiving
@@ -61,6 +63,13 @@ async def world(tmp_path) -> AsyncIterator[World]:
         Place(tmp_path).open(background=False, **settings) as deployment,
     ):
         yield World(deployment, receiver)
+
+
+@pytest.fixture
+def akm_hooks(db: Akm, monkeypatch: pytest.MonkeyPatch) -> Akm:
+    """Commands that may make webhooks to this machine."""
+    monkeypatch.setenv("WEBHOOK_ALLOW_PRIVATE", "true")
+    return db
 
 
 async def test_every_change_is_told(world):
@@ -361,11 +370,11 @@ async def test_two_nodes_on_postgresql(tmp_path, postgres):
                 node.outbox._clock = node.webhooks._clock = node.manager.clock
             running = [asyncio.create_task(node.outbox.run()) for node in nodes]
             await asyncio.gather(*(nodes[i % 2].manager.create_key(k) for i, k in enumerate(keys)))
-            async with asyncio.timeout(30):
-                while len(receiver.got) < len(keys):
-                    await asyncio.sleep(0.05)
-                while any(s != "done" for _, s, _ in await nodes[0].states(hook)):
-                    await asyncio.sleep(0.05)
+            for _ in range(600):
+                states = [state for _, state, _ in await nodes[0].states(hook)]
+                if states.count("done") == len(keys):
+                    break
+                await asyncio.sleep(0.05)
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
@@ -379,5 +388,71 @@ async def test_private_is_refused_by_default(tmp_path):
     """Without the setting neither plain HTTP nor an address of this network is taken."""
     async with Place(tmp_path).open(background=False) as deployment:
         for url in ("http://example.com/", "https://127.0.0.1/", "https://[::ffff:10.0.0.1]/"):
-            with pytest.raises(ValidationError, match="^url: "):
+            with pytest.raises(ValidationError, match=r"^url: "):
                 await deployment.webhooks.create({"url": url}, BY)
+
+
+async def test_over_http(tmp_path):
+    """The whole life of a subscription by requests, with an Idempotency-Key; no secret is shown
+    twice."""
+    url = f"sqlite:///{tmp_path}/data/akm.db"
+    async with receiving() as receiver, serving(
+        DATABASE_URL=url, WEBHOOK_ALLOW_PRIVATE=True
+    ) as api:  # fmt: skip
+        sender = Sender(private=True, context=receiver.context)
+        api.deployment.outbox._sender = api.deployment.webhooks._sender = sender
+        once = {"Idempotency-Key": "once"}
+        made = await api("POST", "/v1/webhooks", {"url": receiver.url}, headers=once)
+        assert made.status_code == 201
+        again = await api("POST", "/v1/webhooks", {"url": receiver.url}, headers=once)
+        assert again.json() == made.json()
+        secret, path = made.json()["secret"], f"/v1/webhooks/{made.json()['id']}"
+        assert len((await api("GET", "/v1/webhooks")).json()["items"]) == 1
+        assert secret not in (await api("GET", path)).text
+        sent = (await api("POST", f"{path}/test")).json()
+        assert (sent["outcome"], sent["state"], sent["status"]) == ("delivered", "done", 204)
+        Verifier(secret).verify(receiver.got[0].body, receiver.got[0].headers)
+        rotated = await api("POST", f"{path}/rotate-secret", {"overlap_seconds": 0})
+        assert rotated.json()["secret"] != secret
+        page = (await api("GET", f"{path}/deliveries?state=done&limit=1")).json()
+        assert [each["id"] for each in page["items"]] == [sent["id"]]
+        replayed = await api("POST", f"{path}/deliveries/{sent['id']}/replay")
+        assert replayed.json()["state"] == "pending"
+        assert (await api("POST", f"{path}/replay")).json() == {"replayed": 0}
+        changed = await api("PATCH", path, {"types": ["key.revoked"], "disabled": True})
+        assert changed.json()["types"] == ["key.revoked"]
+        for body, field in (
+            ({"url": "ftp://x/"}, "url"), ({"url": receiver.url, "types": ["nothing"]}, "types"),
+        ):  # fmt: skip
+            refused = await api("POST", "/v1/webhooks", body)
+            assert (refused.status_code, refused.json()["field"]) == (422, field)
+        reader = (await api.scoped("keys:read"))["token"]
+        assert (await api("GET", path, token=reader)).status_code == 200
+        assert (await api("DELETE", path, token=reader)).status_code == 403
+        assert (await api("DELETE", path)).status_code == 204
+        assert (await api("GET", path)).status_code == 404
+        log = (await api("GET", "/v1/audit")).text
+        for verb in ("created", "updated", "secret_rotated", "replayed", "deleted"):
+            assert f"webhook_{verb}" in log
+        assert secret not in log
+        assert "/hook" not in log
+
+
+def test_commands(akm_hooks):
+    """The same by commands, on the local database."""
+    made = akm_hooks(
+        "webhooks", "create", "https://127.0.0.1:1/", "--type", "key.revoked", "--json"
+    )
+    hook = json.loads(made.stdout)
+    assert hook["secret"].startswith("whsec_")
+    assert hook["id"] in akm_hooks("webhooks", "list").stdout
+    tested = akm_hooks("webhooks", "test", hook["id"])
+    assert tested.exit_code == 1
+    assert "connect_failed" in tested.stdout
+    assert "connect_failed" in akm_hooks("webhooks", "deliveries", hook["id"]).stdout
+    assert "1 are sent again" in akm_hooks("webhooks", "replay", hook["id"]).stdout
+    assert "whsec_" in akm_hooks("webhooks", "rotate-secret", hook["id"]).stdout
+    assert akm_hooks("webhooks", "update", hook["id"], "--disable").exit_code == 0
+    assert json.loads(akm_hooks("webhooks", "show", hook["id"], "--json").stdout)["disabled"]
+    assert akm_hooks("webhooks", "delete", hook["id"]).exit_code == 0
+    assert akm_hooks("webhooks", "show", hook["id"]).exit_code == 1

@@ -58,7 +58,7 @@ def test_public(text):
 )  # fmt: skip
 def test_unusable_urls(url):
     """Refused with the name of the field."""
-    with pytest.raises(ValidationError, match="^url: "):
+    with pytest.raises(ValidationError, match=r"^url: "):
         parse_target(url, private=False)
 
 
@@ -77,7 +77,7 @@ async def test_every_address_counts(found, allowed):
     if allowed:
         assert (await sender.check("https://example.com/x")).path == "/x"
     else:
-        with pytest.raises(ValidationError, match="^url: its host"):
+        with pytest.raises(ValidationError, match=r"^url: its host"):
             await sender.check("https://example.com/x")
 
 

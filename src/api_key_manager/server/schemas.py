@@ -300,7 +300,7 @@ class CreateWebhook(_In):
 class UpdateWebhook(_In):
     """What is to be changed; what is left out stays."""
 
-    url: WebhookUrl = ""
+    url: WebhookUrl | None = None
     types: WebhookTypes | None = None
     description: Why | None = None
     disabled: bool = False
