@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from api_key_manager import open_manager
 from api_key_manager.connections import metadata
+from api_key_manager.connections.tables import NO_VALIDATION
 from api_key_manager.core import ConfigurationError, sign
 from api_key_manager.storage import upgrade
 from api_key_manager.storage.migrations import config
