@@ -258,6 +258,12 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         "local", description="What becomes of rate limits while Redis is away."
     )
 
+    WEBHOOK_ALLOW_PRIVATE: bool = Field(
+        False,
+        description="Whether webhooks may go to private addresses, and by plain HTTP: only where"
+        " all who may make one may reach your network.",
+    )
+
     VAULT_ENABLED: bool = Field(False, description="Whether Vault is used; not built yet.")
     VAULT_ADDR: HttpUrl = Field("http://127.0.0.1:8200", description="The address of Vault.")
     VAULT_TOKEN: Text = Field("", repr=False, description="The token that Vault expects.")

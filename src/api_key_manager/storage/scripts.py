@@ -200,12 +200,7 @@ def apply(
     yield from _put(wanted, done, stored, stamp)
     yield _NOTIFY()
     if receipt is not None:
-        kept = yield _KEEP_ANSWER(
-            b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
-            b_answer=receipt.answer, b_expires_at=receipt.expires_at,
-        )  # fmt: skip
-        if not kept:
-            raise ConflictError("the request was not begun, or took too long")
+        yield from keep_answer(receipt)
     return done
 
 
@@ -218,6 +213,16 @@ def _refuse_retired(wanted: Sequence[Change], least_pepper: int) -> None:
                     f"pepper {version.pepper} was retired, and this process does not know the"
                     " newest one yet: try again in a few seconds"
                 )
+
+
+def keep_answer(receipt: Receipt) -> Script[None]:
+    """Keep the answer of a request with the change that it made."""
+    kept = yield _KEEP_ANSWER(
+        b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
+        b_answer=receipt.answer, b_expires_at=receipt.expires_at,
+    )  # fmt: skip
+    if not kept:
+        raise ConflictError("the request was not begun, or took too long")
 
 
 def _decide(

@@ -25,6 +25,7 @@ from api_key_manager.storage import SqlNonceRegister, SqlNonceStore, SqlStore
 from api_key_manager.storage.feed import prune as prune_feed
 from api_key_manager.storage.idempotency import prune as prune_requests
 from api_key_manager.storage.quotas import prune_quotas
+from api_key_manager.webhooks import Outbox, Sender, Webhooks
 from api_key_manager.wiring.backend import Backend
 from api_key_manager.wiring.backends import open_backend
 from api_key_manager.wiring.exposition import Exposition
@@ -74,6 +75,7 @@ class Deployment:
         first_token: the admin token minted just now, once in a database's life.
         first_token_file: where that token was put, when no terminal could show it.
         github_keys: where GitHub publishes the keys that it signs reports of leaks with.
+        webhooks, outbox: who is told of events, and what tells them; ``None`` in memory.
         observing: counts what happens.
         exposition: the metrics.
         sealer: keeps the transparency log, where there is one.
@@ -105,9 +107,18 @@ class Deployment:
         self.sealer = _sealer(settings, manager, backend)
         self.github_keys = GITHUB_KEYS
         self.observing = observing
+        self.outbox: Outbox | None = None
+        self.webhooks: Webhooks | None = None
+        if isinstance(backend.store, SqlStore) and backend.notary is not None:
+            driver, box, clock = backend.store.driver, manager.box, manager.clock
+            stamp = backend.notary.macs.stamp
+            sender = Sender(private=settings.WEBHOOK_ALLOW_PRIVATE)
+            self.outbox = Outbox(driver, box, stamp, sender, clock)
+            self.webhooks = Webhooks(driver, box, stamp, sender, self.outbox, clock)
         self.exposition = Exposition(
-            manager, observing.meter, lambda: not self.problems(), observing.worker, shared
-        )
+            manager, observing.meter, lambda: not self.problems(), observing.worker, shared,
+            self.outbox,
+        )  # fmt: skip
 
     def problems(self) -> list[str]:
         """Why this process should get no requests right now; empty when it should."""
@@ -372,6 +383,8 @@ async def _start(deployment: Deployment) -> None:
         box = manager.box
         supervisor.start("marks", every(_MARK_SECONDS, lambda: _mark(store, box)))
         supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
+    if deployment.outbox is not None:
+        supervisor.start("webhooks", deployment.outbox.run)
     for name, work in backend.tasks.items():
         supervisor.start(name, work)
     if deployment.shared is not None:
@@ -414,5 +427,7 @@ async def _prune(deployment: Deployment, store: SqlStore) -> None:
         while await store.driver.write(prune_requests, int(now * 1_000_000)):
             pass
         await store.driver.write(prune_feed, int((now - _FEED_KEPT_SECONDS) * 1_000_000))
+        if deployment.outbox is not None:
+            await deployment.outbox.prune()
     except StorageError as error:
         _log.warning("what has ended could not be removed: %s", error)
