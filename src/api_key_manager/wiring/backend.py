@@ -23,7 +23,7 @@ from api_key_manager.storage import Driver, scripts
 from api_key_manager.storage.log import SqlLog
 from api_key_manager.wiring.supervisor import Work
 
-__all__ = ["Backend", "Kept", "open_box"]
+__all__ = ["Backend", "Kept", "log_keys", "open_box"]
 
 
 class Kept(NamedTuple):
@@ -102,8 +102,9 @@ async def open_box(
         box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in known]))
     except EncryptionError as error:
         raise ConfigurationError(f"{name} cannot be used: {error}") from None
-    return Kept(box, Notary(_log_keys(master), origin), origin, master.source)
+    return Kept(box, Notary(log_keys(master), origin), origin, master.source)
 
 
-def _log_keys(master: MasterKey) -> LogKeys:
+def log_keys(master: MasterKey) -> LogKeys:
+    """The keys of the transparency log."""
     return LogKeys(master.derive("audit-mac"), master.derive("audit-sign"))
