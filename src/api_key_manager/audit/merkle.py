@@ -22,7 +22,6 @@ __all__ = [
     "fold",
     "grow",
     "inclusion",
-    "leaf_hash",
     "leaf_hashes",
     "prove",
     "root_of",
@@ -55,13 +54,8 @@ class Span(NamedTuple):
     position: int
 
 
-def leaf_hash(leaf: bytes) -> bytes:
-    """The hash of a leaf (RFC 6962, section 2.1)."""
-    return _sha256(b"\x00" + leaf).digest()
-
-
 def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
-    """The same of many, sooner."""
+    """The hash of each leaf (RFC 6962, section 2.1)."""
     return [_sha256(b"\x00" + leaf).digest() for leaf in leaves]
 
 

@@ -216,7 +216,7 @@ class Sealer:
             return
         if len(self._named) < _MOST_NAMED:
             self._named.add(what)
-        _log.error("the audit log was tampered with: %s", words)
+        _log.error("the audit log does not fit: %s", words)
         if len(self.trouble) < _MOST_SHOWN:
             self.trouble.append(words)
 
