@@ -19,8 +19,8 @@ serve: $(BASE) ## Start the server (settings: environment or .env; PORT=8080 mak
 cluster: $(BASE) ## Start PostgreSQL, Redis and three nodes behind nginx (empty: ARGS=--fresh)
 	@exec .venv/bin/python -m scripts.cluster $(ARGS)
 
-test: $(DEV) ## Run the tests (some of them: make test ARGS="tests/unit -k window")
-	@exec .venv/bin/python -m pytest $(ARGS)
+test: $(DEV) ## Run the tests (some of them: make test ARGS="tests/unit -k window"; in one process: ARGS="-n 0")
+	@exec .venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(DEV) ## Lint, format, types, layers
 	@echo "ruff check" && .venv/bin/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,27 @@ from tests.services import Postgres, in_thread, running_postgres
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# A shell ignores it for what it starts in the background, and every program that a test starts and
+# interrupts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # One example may be slow on a busy machine; what is slow every time shows in the run's total.
 settings.register_profile(
     "akm", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("akm")
+
+
+MOST_PROCESSES = 4
+"""Of a whole run: each has servers of its own, and some tests are clusters."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes ``-n auto`` is: none where files or tests were chosen."""
+    chosen = config.option.keyword or any(not Path(each).is_dir() for each in config.args)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if chosen else min(MOST_PROCESSES, cores or 1)
 
 
 class Clock:

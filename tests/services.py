@@ -8,6 +8,7 @@ import getpass
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import pytest
@@ -39,10 +40,21 @@ def need(program: str, *, package: str, places: list[Path] | None = None) -> str
     return found
 
 
+# Below what the system hands out by itself, so that no connection sits on a port before its server
+# does; each process of a parallel run has a range of its own.
+_RANGE: Final = 2_000
+_FIRST: Final = 12_000 + _RANGE * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10)
+_ports = itertools.count(random.randrange(_RANGE))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nobody has, nor gets from another call."""
+    for number in itertools.islice(_ports, _RANGE):
+        port = _FIRST + number % _RANGE
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def in_thread(make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

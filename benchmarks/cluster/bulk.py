@@ -12,7 +12,7 @@ import asyncio
 import base64
 import io
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -25,7 +25,15 @@ from api_key_manager.connections.tables import audit_events, changes, key_versio
 from api_key_manager.core.models import ApiKey, AuditEvent
 from api_key_manager.core.records import seal_record
 from api_key_manager.core.tokens import ALPHABET, checksum
-from api_key_manager.encryption import EnvelopeBox, Keyring, MasterKey, WrappedKey
+from api_key_manager.encryption import (
+    EnvelopeBox,
+    Keyring,
+    LocalKey,
+    MasterKey,
+    Providers,
+    WrappedKey,
+    open_keyring,
+)
 from api_key_manager.storage.rows import key_values, version_values
 from scripts.cluster import Cluster
 
@@ -54,9 +62,11 @@ async def load_keys(cluster: Cluster, count: int, keep: int | None = None) -> Lo
     """
     connection = await asyncpg.connect(cluster.postgres.url)
     try:
-        rows = await connection.fetch("SELECT kind, number, wrapped FROM keyring")
-        ring = [(row["kind"], row["number"], row["wrapped"]) for row in rows]
-        build = partial(_build, cluster.material.master_key, ring, time.time_ns() // 1000)
+        rows = await connection.fetch("SELECT kind, number, wrapped, kek, seal FROM keyring")
+        master = MasterKey(base64.b64decode(cluster.material.master_key), "the cluster's")
+        wrapped = [WrappedKey(*row) for row in rows]
+        ring = await open_keyring(Providers(LocalKey(master)), wrapped)
+        build = partial(_build, ring, time.time_ns() // 1000)
         share = 1.0 if keep is None else min(1.0, keep / count)
         tokens: list[str] = []
         with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
@@ -113,12 +123,9 @@ class _Chunk(NamedTuple):
     tokens: list[str]
 
 
-def _build(
-    master_key: str, ring: Sequence[tuple[str, int, bytes]], now: int, size: int, revision: int
-) -> _Chunk:
+def _build(ring: Keyring, now: int, size: int, revision: int) -> _Chunk:
     """The rows of new keys; runs in another process."""
-    master = MasterKey(base64.b64decode(master_key), "the cluster's")
-    box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in ring]))
+    box = EnvelopeBox(ring)
     texts: list[list[str]] = [[], [], [], []]
     tokens = []
     secrets = _random(size, 30)

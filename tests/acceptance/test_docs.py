@@ -275,7 +275,7 @@ def test_commands(page: Path, tmp_path: Path):
 def test_blocks(page: Path):
     """Every block says its language, and is run, or is shown for a reason."""
     for block in read_blocks(page):
-        assert block.language in (*RUNNABLE, *SHOWN, "nginx", "toml"), block.place
+        assert block.language in (*RUNNABLE, *SHOWN, "nginx", "toml", "yaml"), block.place
         if block.skipped:
             reason = next(m for m in block.markers if m.startswith("skip:"))
             assert len(reason) > 15, f"{block.place}: why is it skipped?"

@@ -25,13 +25,13 @@ from tests.integration.gateways import (
     EXAMPLES,
     configured,
     everything,
-    free_port,
     process,
     program,
     running_nginx,
     serving_service,
 )
 from tests.integration.places import Place
+from tests.services import free_port
 
 PAGES = ROOT / "docs" / "gateways"
 TOLD = ["X-Key-Id", "X-Key-Owner", "X-Key-Metadata", "X-Content-Digest"]

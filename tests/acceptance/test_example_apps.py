@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 
 from api_key_manager.client import HttpxSignature
 from tests.acceptance.programs import clean_environment, output
+from tests.services import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ["fastapi_app.py", "starlette_app.py", "flask_app.py", "django_app.py"]
@@ -36,13 +36,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

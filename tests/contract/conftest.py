@@ -36,7 +36,7 @@ from api_key_manager.core.ports import (
 )
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
-from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
+from api_key_manager.encryption import EnvelopeBox, Keyring
 from api_key_manager.storage import (
     SqliteDriver,
     SqliteStore,
@@ -97,8 +97,8 @@ async def on_sqlite(request: Any, clock: Any) -> AsyncIterator[Backend]:
     path = request.getfixturevalue("tmp_path") / "akm.db"
     await asyncio.to_thread(upgrade, path)
     driver = SqliteDriver(path)
-    store, master = SqliteStore(driver), MasterKey(bytes(range(32)), "the test")
-    box = EnvelopeBox(master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)]))
+    store = SqliteStore(driver)
+    box = EnvelopeBox(Keyring.fresh())
     birth = await driver.write(bear_anew, clock) / 1_000_000
 
     def edit(key_id: str, **columns: Any) -> None:
@@ -119,8 +119,8 @@ async def on_postgres(request: Any, clock: Any) -> AsyncIterator[Backend]:
     server: Postgres = request.getfixturevalue("postgres")
     name = await asyncio.to_thread(server.database, "akm_empty")
     driver = await PostgresDriver.open(server.url(name), connections=10, seconds=10)
-    store, master = SqlStore(driver), MasterKey(bytes(range(32)), "the test")
-    box = EnvelopeBox(master, Keyring(master, [Keyring.mint(master, k, 1) for k in (DATA, PEPPER)]))
+    store = SqlStore(driver)
+    box = EnvelopeBox(Keyring.fresh())
     birth = await driver.write(bear_anew, clock) / 1_000_000
 
     def edit(key_id: str, **columns: Any) -> None:

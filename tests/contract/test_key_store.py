@@ -141,7 +141,7 @@ async def test_many_changes_at_once(backend, count: int):
     ]
     assert [v.version for v in await store.versions(old[-1])] == [2, 1]
     newest = await store.find_audit(AuditQuery(limit=2 * count))
-    assert newest.items == events[::-1]
+    assert [event._replace(row_id=None) for event in newest.items] == events[::-1]
 
 
 async def test_one_key_twice_at_once(backend):

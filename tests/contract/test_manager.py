@@ -21,6 +21,7 @@ from api_key_manager.core import (
     ValidationError,
     sign,
 )
+from api_key_manager.core.leaks import LeakReport
 from api_key_manager.core.models import AuditQuery
 from api_key_manager.core.records import RecordCache
 from tests.contract.views import listed, logged
@@ -325,3 +326,14 @@ async def test_writing_through_a_cache(backend, clock):
         assert (verdict.valid, verdict.cached) == (True, times > 1)
         found = await backend.store.find_audit(AuditQuery(limit=10, action="key_validated"))
         assert len(found.items) == times
+
+
+async def test_a_leaked_secret_is_found_without_its_id(manager):
+    """On every store a secret alone finds its key, while it is alive."""
+    key = await manager.create_key("k")
+    other = await manager.create_key("other")
+    (leak,) = await manager.report_leaks([LeakReport(key["secret"], "https://x/")])
+    assert (leak.key_id, leak.version, leak.action) == ("k", 1, "revoked")
+    assert (await manager.get_key("other"))["active"]
+    await manager.delete_key("other")
+    assert await manager.report_leaks([LeakReport(other["secret"])]) == [None]

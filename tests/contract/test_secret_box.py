@@ -94,3 +94,10 @@ async def test_errors_and_repr_hide(box):
     assert SECRET.decode() not in shown
     assert "\\x" not in shown
     assert len(repr(box)) < 40
+
+
+async def test_marks_are_keyed_and_stay(backend):
+    """The mark of a secret is the same each time, 16 bytes, another for another secret."""
+    box = backend.box
+    assert box.mark(b"one") == box.mark(b"one") != box.mark(b"two")
+    assert len(box.mark(b"one")) == 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from api_key_manager.server.app import build_app
 from api_key_manager.wiring import Deployment, open_deployment
 from api_key_manager.wiring.worker import Worker
 from tests.integration.commands import Akm, run
+from tests.integration.places import Place
+from tests.integration.postgres_nodes import Shared
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +118,14 @@ def db(akm: Akm) -> Akm:
     """The same with a database."""
     assert akm("db", "upgrade").exit_code == 0
     return akm
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def either_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """An empty place for a database of either kind."""
+    if request.param == "sqlite":
+        yield Place(tmp_path)
+        return
+    shared = Shared(tmp_path, request.getfixturevalue("postgres"))
+    yield shared
+    shared.drop()

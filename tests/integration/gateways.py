@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.integration.places import Place
+from tests.services import free_port
 
 __all__ = [
-    "EXAMPLES", "RUNS", "Answer", "Gateway", "configured", "everything", "free_port", "process",
-    "program", "running_nginx", "serving_service",
+    "EXAMPLES", "RUNS", "Answer", "Gateway", "configured", "everything", "process", "program",
+    "running_nginx", "serving_service",
 ]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,13 +85,6 @@ def program(name: str) -> str:
             pytest.fail(missing)
         pytest.skip(missing)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(port: int) -> bool:

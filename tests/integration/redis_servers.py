@@ -18,7 +18,7 @@ from typing import Any
 import hiredis
 import pytest
 
-from tests.integration.gateways import free_port
+from tests.services import free_port
 
 __all__ = ["RedisServer", "StandIn", "redis_program", "redis_server", "standing_in"]
 

@@ -18,8 +18,9 @@ from api_key_manager.config import Settings
 from api_key_manager.core import ConfigurationError, sign_request
 from api_key_manager.server.app import build_app
 from api_key_manager.wiring import open_deployment
-from tests.integration.gateways import Answer, Gateway, free_port, process
+from tests.integration.gateways import Answer, Gateway, process
 from tests.integration.places import Place
+from tests.services import free_port
 
 ASGI = [("Upgrade", "websocket, or whatever")]
 """A header that keeps a request off the fast lane."""

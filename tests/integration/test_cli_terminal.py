@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,14 +27,25 @@ def _with_database(home: Path, **more: str) -> AkmProcess:
     return akm
 
 
+# What a log-in does: the terminal becomes the one on which Ctrl-C is typed. As a program of its
+# own: a process with threads, in which a test may run, must not fork.
+_LOGIN = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def _on_terminal(akm: AkmProcess, *arguments: str, typed: str = "") -> tuple[int, str]:
     """Run with a terminal on all three streams; type once it asks."""
     import pty
 
-    pid, terminal = pty.fork()
-    if pid == 0:  # pragma: no cover - the child
-        os.chdir(akm.home)
-        os.execve(sys.executable, [*AKM, *arguments], akm.environment)
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LOGIN, *AKM[1:], *arguments], cwd=akm.home, env=akm.environment,
+        stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+    )  # fmt: skip
+    os.close(inside)
     screen = b""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -49,9 +61,11 @@ def _on_terminal(akm: AkmProcess, *arguments: str, typed: str = "") -> tuple[int
         if not chunk:
             break
         screen += chunk
-    _, status = os.waitpid(pid, 0)
+    else:
+        process.kill()
+    code = process.wait(30)
     os.close(terminal)
-    return os.waitstatus_to_exitcode(status), screen.decode(errors="replace")
+    return code, screen.decode(errors="replace")
 
 
 @pytest.mark.parametrize(("more", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])

@@ -43,6 +43,7 @@ from api_key_manager.server import schemas
 from api_key_manager.server import shapes as wire
 from tests.integration.conftest import Api, serving
 from tests.integration.test_server_serve import started
+from tests.services import free_port
 
 TOKEN = "t" * 40
 QUICK = Retries(base_seconds=0.01, most_seconds=2, deadline_seconds=20)
@@ -249,13 +250,15 @@ async def test_every_endpoint(api: Api):
         client.create_key("k"), client.get_key("k"), list(client.list_keys())
         client.update_key("k"), client.rotate_key("k"), client.revoke_key("k")
         client.revoke_keys(owner="a"), client.delete_key("k"), client.key_versions("k")
-        client.create_token([]), list(client.list_tokens()), client.revoke_token("t")
-        list(client.list_audit()), client.get_stats(), client.is_healthy(), client.is_ready()
-    # Those two are for gateways and for Prometheus.
+        client.create_token([]), list(client.list_tokens()), client.rotate_token("t")
+        client.revoke_token("t")
+        list(client.list_audit()), client.audit_proof(index=1), client.get_stats()
+        client.is_healthy(), client.is_ready()
+    # These are for gateways, for Prometheus, and for auditors: the last two are no JSON.
     assert asked == {
         (method, path)
         for method, path in known
-        if path != "/metrics" and not path.startswith("/v1/authorize")
+        if path not in ("/metrics", "/v1/audit/checkpoint") and not path.startswith("/v1/authorize")
     }
 
 
@@ -413,13 +416,6 @@ class TestFailures:
             assert client.is_ready() is False
             assert client.is_healthy() is False
             assert proxy.keys == [None, None]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_nobody_there():

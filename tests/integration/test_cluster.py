@@ -310,7 +310,7 @@ class TestBenchmarks:
 
         seen = revocation.Seen()
         pace = revocation.Pace(1, 0)
-        ended = await revocation._refused(Worker(), b"", 0.0, seen, pace)  # type: ignore[arg-type]
+        ended = await revocation._refused(Worker(), b"", 0.0, seen, pace)
         assert (seen.late, ended) == (2, pytest.approx(3.6))
 
     async def test_limits(self, cluster: Cluster):

@@ -559,7 +559,7 @@ class TestWatch:
     def test_starts_again(self, capsys: pytest.CaptureFixture[str]):
         """A part that ended is started again after the pause, once; it is told once."""
         cluster = FakeCluster()
-        watch = command.Watch(cluster, 5)  # type: ignore[arg-type]
+        watch = command.Watch(cluster, 5)
         part = cluster.parts[0]
         part.running = False
         for now in (0.0, 1.0, 4.9):
@@ -575,7 +575,7 @@ class TestWatch:
     def test_never(self):
         """A negative pause leaves it down."""
         cluster = FakeCluster()
-        watch = command.Watch(cluster, -1)  # type: ignore[arg-type]
+        watch = command.Watch(cluster, -1)
         cluster.parts[0].running = False
         for now in (0.0, 1e6):
             watch.look(now)
@@ -584,7 +584,7 @@ class TestWatch:
     def test_tells_nginx(self):
         """Who is not ready is told at each look, while nginx runs."""
         cluster = FakeCluster()
-        watch = command.Watch(cluster, 5)  # type: ignore[arg-type]
+        watch = command.Watch(cluster, 5)
         cluster.out = [3]
         watch.look(0.0)
         cluster.part.running = False

@@ -25,8 +25,9 @@ from api_key_manager.config import Settings
 from api_key_manager.server import listening
 from scripts.cluster import gateway
 from scripts.cluster.redis import ask
-from tests.integration.gateways import free_port, process, program
+from tests.integration.gateways import process, program
 from tests.integration.test_server_serve import make_certificate, started
+from tests.services import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "api-key-manager:latest"

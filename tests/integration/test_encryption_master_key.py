@@ -185,7 +185,17 @@ async def test_key_beside_the_database_is_refused(place):
         "DELETE FROM keyring WHERE kind = 'data'",
         "DELETE FROM keyring WHERE kind = 'pepper'",
         "UPDATE keyring SET number = 2 WHERE kind = 'pepper'",
-        "UPDATE keyring SET kind = iif(kind = 'data', 'pepper', 'data'), number = number + 1",
+        "UPDATE keyring SET kind = 'pepper', number = 2 WHERE kind = 'data'",
+        "UPDATE keyring SET kind = zeroblob(3) WHERE kind = 'data'",
+        "UPDATE keyring SET number = 'one' WHERE kind = 'data'",
+        "DELETE FROM keyring WHERE kind = 'record-mac'",
+        "UPDATE keyring SET kek = 'local:00000000'",
+        "UPDATE keyring SET kek = zeroblob(1000)",
+        "UPDATE keyring SET seal = NULL",
+        "UPDATE keyring SET seal = NULL WHERE kind = 'data'",
+        "UPDATE keyring SET seal = iif(kind = 'record-mac', seal, NULL), number = number * 2",
+        "UPDATE keyring SET seal = 'text'",
+        "UPDATE keyring SET seal = (SELECT seal FROM keyring WHERE kind = 'pepper')",
     ],
 )
 async def test_edited_keyring(place, damage):
@@ -196,6 +206,14 @@ async def test_edited_keyring(place, damage):
         async with place.open():
             pass
     assert str(place.file) in str(caught.value)
+
+
+async def test_made_to_look_old(place):
+    """A keyring without what its own version puts there is not taken for an older one."""
+    await fill(place)
+    place.sql("DELETE FROM keyring WHERE kind NOT IN ('data', 'pepper')")
+    place.sql("UPDATE keyring SET seal = NULL")
+    assert "there is no record-mac key" in await refused(place)
 
 
 async def test_emptied_keyring_stops_the_start(place):

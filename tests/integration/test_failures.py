@@ -160,13 +160,33 @@ async def test_metric_and_event():
             answer = await api("GET", "/v1/keys", token="b" * 40)
         assert answer.status_code == 429
         assert answer.json()["reason"] == "rate_limited"
-        assert of(await scrape(api), "akm_failures_slowed_total") == {(): 3}
+        assert of(await scrape(api), "akm_failures_slowed_total") == {("address",): 3, ("all",): 0}
         log = await api("GET", "/v1/audit?action=address_slowed")
     events = log.json()["items"]
     assert sum(event["count"] for event in events) == 3
     assert {(e["key_id"], e["ip"], e["reason"]) for e in events} == {
         (None, "127.0.0.1", "rate_limited")
     }
+
+
+async def test_flood_from_many_addresses(stack: AsyncExitStack):
+    """A crowd fails from a thousand addresses at both doors; in between valid callers go on, over
+    the same connections and addresses."""
+    deployment = await deploy(
+        stack, TRUSTED_PROXIES="127.0.0.1", FAILED_AUTH_TOTAL_PER_MINUTE=20,
+        AUTHORIZE_PROFILE="nginx",
+    )  # fmt: skip
+    good = (await deployment.manager.create_key("good", kind="bearer"))["token"]
+    wire = await stack.enter_async_context(on_a_wire(deployment))
+    statuses = []
+    for i in range(250):
+        ip = f"10.0.{i}.1"
+        for path, token in (("/v1/keys", "x" * 40), ("/v1/authorize", "akm_no_such")):
+            statuses.append((await ask(wire, path, token, ip)).status)
+        for path, token in (("/v1/keys", ADMIN), ("/v1/authorize", good)):
+            assert (await ask(wire, path, token, ip)).status == 200
+    assert statuses[:20] == [401] * 20
+    assert statuses.count(429) > 450
 
 
 @pytest.mark.parametrize("face", FACES)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.gateway_clients import CLAIMS, SMUGGLED, Stack, make_keys, seen, stack
-from tests.integration.gateways import everything, free_port, running_nginx, serving_service
+from tests.integration.gateways import everything, running_nginx, serving_service
 from tests.integration.places import Place
+from tests.services import free_port
 
 RULES = """
 default = "allow"

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialects
 from api_key_manager.connections import Script
 from api_key_manager.core.models import AuditQuery, KeyQuery
 from api_key_manager.core.ports import Changed
-from api_key_manager.storage import feed, scripts
+from api_key_manager.storage import events, feed, scripts
 from tests.integration.postgres_nodes import Shared
 from tests.services import Postgres
 
@@ -113,7 +113,7 @@ def test_a_page_of_the_log(shared, key_id, ascending):
     """So is a page of the audit log, of all keys and of one."""
     for after in (None, KEYS // 2):
         query = AuditQuery(key_id=key_id, after=after, limit=100, ascending=ascending)
-        looks_up(plan(shared, scripts.find_audit(query)), rows=101)
+        looks_up(plan(shared, events.find_audit(query)), rows=101)
 
 
 def test_what_is_read_all_the_time(shared):

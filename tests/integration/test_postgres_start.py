@@ -111,15 +111,21 @@ async def test_an_old_server(shared, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda url: url.replace("/akm_", "/none_"), "there is no database of that name (3D000)"),
-        (lambda url: url.replace("akm:", "nobody:"), "it refuses the user"),
+        (
+            lambda url: url.replace("/akm_", "/none_"),
+            "the server has no database of the name in its URL (3D000)",
+        ),
+        (lambda url: url.replace("akm:", "nobody:"), "it refuses the user of its URL"),
         (lambda url: url + "?sslmode=require", "it takes no connection with TLS"),
         (lambda url: url + "?sslmode=sometimes", "a parameter of its URL"),
         (
             lambda url: url + "?sslmode=verify-full&sslrootcert=/none.pem",
             "a file that its URL names",
         ),
-        (lambda url: url.replace("127.0.0.1", "host.invalid"), "Name or service not known"),
+        (
+            lambda url: url.replace("127.0.0.1", "host.invalid"),
+            "the host of its URL is unknown (Name or service not known)",
+        ),
     ],
     ids=["database", "user", "no TLS there", "sslmode", "sslrootcert", "host"],
 )
@@ -134,7 +140,10 @@ def test_one_line_of_a_process(shared):
     url = f"postgresql://akm:s3cret@127.0.0.1:{free_port()}/akm"
     done = shared.akm("serve", DATABASE_URL=url)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "akm: the database cannot be used: nobody listens there\n"
+    assert (
+        done.stderr
+        == "akm: the database cannot be used: nobody listens at the host and port of its URL\n"
+    )
 
 
 async def test_a_standby_is_refused(shared, monkeypatch):
@@ -263,7 +272,7 @@ async def test_tls_and_password(secure, tmp_path):
     told = await why_not(shared, DATABASE_URL=good.replace("ca.pem", "other.pem"))
     assert "certificate verify failed" in told
     told = await why_not(shared, DATABASE_URL=good.replace("s3cret", "s3cret-not"))
-    assert "it refuses the password (28P01)" in told
+    assert "it refuses the user or the password of its URL (28P01)" in told
     told = await why_not(shared, DATABASE_URL=f"{url}?sslmode=disable")
     assert "a connection without TLS (28000)" in told
     told = await why_not(shared, DATABASE_URL=good.replace("127.0.0.1", "localhost"))

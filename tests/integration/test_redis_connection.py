@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 from api_key_manager.connections import redis as module
 from api_key_manager.connections.redis import LuaScript, Redis, RedisReplyError
 from api_key_manager.core.exceptions import StorageError
-from tests.integration.gateways import free_port
 from tests.integration.redis_servers import redis_server, standing_in
+from tests.services import free_port
 
 SECRET = "s3cr3t-of-the-test"
 

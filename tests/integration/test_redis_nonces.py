@@ -18,9 +18,9 @@ from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.ports import Ask, Claim, ClaimResult
 from api_key_manager.ratelimit.limiter import RedisLimiter
 from api_key_manager.ratelimit.nonces import RedisNonceStore
-from tests.integration.gateways import free_port
 from tests.integration.redis_servers import redis_server
 from tests.redis_clock import TimedNonceStore, set_time
+from tests.services import free_port
 
 TAKEN, REPLAYED, REFUSED = ClaimResult.TAKEN, ClaimResult.REPLAYED, ClaimResult.REFUSED
 SKEW = 60

@@ -16,8 +16,8 @@ from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.ports import Ask
 from api_key_manager.ratelimit.limiter import RedisLimiter
 from api_key_manager.ratelimit.outage import OutageLimiter
-from tests.integration.gateways import free_port
 from tests.integration.redis_servers import redis_server
+from tests.services import free_port
 
 FIVE = [Ask("k", (RateLimit("five", 5, 3600),))]
 POLICIES = ["local", "deny", "allow"]

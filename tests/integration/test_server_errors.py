@@ -594,3 +594,45 @@ def test_a_revoked_key_on_the_wire_is_no_404():
     """The subclass has a row of its own, above its base."""
     problem = errors.problem_of(KeyRevokedError("the key is revoked"))
     assert (problem.status, problem.reason) == (409, "revoked")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "told"),
+    [
+        (
+            "POST", "/v1/keys", {"rate_limits": [{"limit": "9", "window_seconds": 1}]},
+            "rate_limits[0].limit: a whole number from 1 to 1000000000 is allowed",
+        ),
+        (
+            "POST", "/v1/keys", {"rate_limits": [{"limit": 9, "window_seconds": 1.5}]},
+            "rate_limits[0].window_seconds: a whole number from 1 to 31536000 is allowed",
+        ),
+        (
+            "POST", "/v1/keys", {"quota": {"limit": True, "refill": "daily"}},
+            "quota.limit: a whole number from 1 to 1000000000000000 is allowed",
+        ),
+        (
+            "POST", "/v1/keys", {"quota": {"limit": 1, "refill": "daily", "hour": "noon"}},
+            "quota.hour: a whole number from 0 to 23 is allowed",
+        ),
+        (
+            "POST", "/v1/keys/k/rotate", {"overlap_seconds": "1h"},
+            "overlap_seconds: a whole number from 0 to 7776000 is allowed",
+        ),
+        ("GET", "/v1/keys?limit=many", None, "limit: a whole number from 1 to 1000 is allowed"),
+        ("POST", "/v1/keys", {"kind": "both"}, "kind: 'signed' or 'bearer' is allowed"),
+        ("POST", "/v1/keys", {"metadata": []}, "metadata: a JSON object is allowed"),
+        ("POST", "/v1/keys", {"permissions": "a"}, "permissions: a list is allowed"),
+        ("POST", "/v1/keys", {"owner": 3}, "owner: text is allowed"),
+        ("POST", "/v1/keys", {"quota": 3}, "quota: a JSON object is allowed"),
+        ("POST", "/v1/keys", [], "body: a JSON object is allowed"),
+        ("POST", "/v1/keys/revoke", {"dry_run": "no"}, "dry_run: true or false is allowed"),
+    ],
+    ids=lambda value: value.partition(":")[0] if isinstance(value, str) and ":" in value else "",
+)  # fmt: skip
+async def test_a_wrong_type_is_told_what_is_allowed(
+    api: Api, method: str, path: str, body: Any, told: str
+):
+    """Not that a type is wrong, but what may stand there, with its range."""
+    answer = await api(method, path, body)
+    assert (answer.status_code, answer.json()["detail"]) == (422, told)

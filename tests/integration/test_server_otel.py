@@ -57,7 +57,7 @@ class Traced:
     def span(self) -> ReadableSpan:
         """The newest one that has ended."""
         tracing = self.api.deployment.observing
-        tracing._otel._tracer_provider.force_flush()  # type: ignore[union-attr]
+        tracing._otel._tracer_provider.force_flush()
         return self._exporter.get_finished_spans()[-1]
 
 

@@ -331,3 +331,62 @@ def test_as_of_another_past():
     assert not window.holds("quiet", Changed(2, "k2", 2))
     assert not window.holds("quiet", Changed(6, "k6", 6))
     assert not Window().holds("quiet", Changed(0, "", 0))
+
+
+async def test_each_entry_has_its_own_end(node: Open, redis_at: RedisServer):
+    """80 to 100 % of CACHE_TTL_SECONDS, spread: what was read together ends at different times."""
+    async with node(CACHE_TTL_SECONDS=1000) as one:
+        keys = [await one.manager.create_key() for _ in range(60)]
+        await held(one)
+        await asyncio.gather(*(verdict(one, key) for key in keys))
+        await one.shared.records.flushed()
+    left = [redis_at("PTTL", name) / 1000 for name in await entries(redis_at, 60)]
+    # What the machine took since then is not the entry's.
+    assert all(790 < seconds <= 1000 for seconds in left), sorted(left)
+    assert max(left) - min(left) > 100
+    assert len({round(seconds) for seconds in left}) > 20
+
+
+async def test_no_cache_at_all(node: Open, redis_at: RedisServer, caplog: Any):
+    """CACHE_TTL_SECONDS=0: records are neither looked for in Redis nor put there."""
+    async with node(CACHE_TTL_SECONDS=0) as one:
+        key = await one.manager.create_key("k")
+        await held(one)
+        redis_at("CONFIG", "RESETSTAT")
+        assert [await verdict(one, key) for _ in range(3)] == [Reason.VALID] * 3
+        await one.shared.records.flushed()
+        assert reads(one) == 3
+        assert called(redis_at) == {}
+        assert redis_at("INFO", "errorstats").split() == ["#", "Errorstats"]
+        assert one.shared.records.bypassed == 3
+    assert "record" not in caplog.text
+
+
+async def test_a_bad_signature_asks_redis_nothing(node: Open, redis_at: RedisServer):
+    """The limiter is asked only for who has proved the secret: nobody else can spend anything of
+    Redis or of a key's limit."""
+    async with node(RATE_LIMIT_ENABLED=True, RATE_LIMIT_PER_MINUTE=3) as one:
+        manager = one.manager
+        key = await manager.create_key("k")
+        assert await verdict(one, key) is Reason.VALID
+        await held(one)
+        redis_at("CONFIG", "RESETSTAT")
+        wrong = {**signed(manager, key), "signature": "0" * 64}
+        for arguments in (wrong, {**wrong, "nonce": "n" * 20}, {**wrong, "key_id": "nobody"}):
+            for _ in range(5):
+                assert not await manager.verify(**arguments)
+        # Whether a record is there, and putting it there.
+        assert called(redis_at).keys() <= {"mget", "set"}
+        # The count counts: a good one does ask.
+        assert await verdict(one, key) is Reason.VALID
+        assert "evalsha" in called(redis_at)
+
+
+def called(server: RedisServer) -> dict[str, int]:
+    """Which commands were sent since the statistics were reset, and how often."""
+    found = {}
+    for line in server("INFO", "commandstats").splitlines()[1:]:
+        name, _, numbers = line.removeprefix("cmdstat_").partition(":calls=")
+        if name not in ("config|resetstat", "info"):
+            found[name] = int(numbers.partition(",")[0])
+    return found

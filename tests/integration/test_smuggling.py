@@ -286,7 +286,7 @@ async def test_who_takes_no_answers_is_hung_up_on(wire: Wire, monkeypatch: pytes
     monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.5)
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     reader, writer = await wire.open()
-    reader._transport.pause_reading()  # type: ignore[attr-defined]
+    reader._transport.pause_reading()
     raw = request("GET", "/openapi.json") * 200
     writer.write(raw)
     await asyncio.sleep(0.2)

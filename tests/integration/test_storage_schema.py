@@ -152,17 +152,21 @@ def test_newer_schema_that_says_nothing_is_refused(place, damage):
 
 
 def test_first_schema_is_migrated(place):
-    """A database of schema 0001 keeps what it holds, and lets code of 0001 go on."""
+    """A database of schema 0001 keeps what it holds. Code of 0001 may not go on: it would write
+    events that the log refuses."""
     place.file.parent.mkdir()
     engine = create_engine(f"sqlite:///{place.file}", poolclass=NullPool)
     with engine.begin() as connection:
         command.upgrade(config(connection), "0001")
     place.sql("INSERT INTO audit_events (at, action, count) VALUES (1, 'seen', 1)")
+    place.sql("INSERT INTO audit_events (id, at, action, count) VALUES (7, 2, 'seen', 1)")
     assert upgrade(place.file)
     assert place.sql("SELECT at, action, count, environment FROM audit_events") == [
-        (1, "seen", 1, None)
+        (1, "seen", 1, None),
+        (2, "seen", 1, None),
     ]
-    assert place.sql("SELECT least_schema FROM deployment") == [("0001",)]
+    assert place.sql("SELECT written, legacy_to FROM audit_head") == [(7, 7)]
+    assert place.sql("SELECT least_schema FROM deployment") == [("0003",)]
 
 
 def _foreign(path: Path) -> None:
@@ -223,7 +227,7 @@ async def test_several_make_the_same_new_database_at_once(place, round_):
         (1, 1, 8)
     ]
     assert place.sql("SELECT kind, number FROM keyring ORDER BY kind") == [
-        ("data", 1), ("pepper", 1)
+        ("audit-mac", 1), ("audit-sign", 1), ("data", 1), ("pepper", 1), ("record-mac", 1)
     ]  # fmt: skip
     assert place.sql("SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert [path.name for path in place.key_file.parent.iterdir()] == [place.key_file.name]

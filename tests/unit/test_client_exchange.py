@@ -362,7 +362,7 @@ def test_paths():
     assert key_path("..") == "/v1/keys/%2E%2E"
     for key_id in ("", "a/b", "a?b", "%2e", "a" * 129, None):
         with pytest.raises(ValidationError):
-            key_path(key_id)  # type: ignore[arg-type]
+            key_path(key_id)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from api_key_manager.core.exceptions import EncryptionError
-from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey
+from api_key_manager.encryption import DATA, EnvelopeBox, Keyring
 from api_key_manager.encryption.envelopes import _bound
 
 
 @pytest.fixture
 def keyring_and_box() -> tuple[Keyring, EnvelopeBox]:
-    master = MasterKey(bytes(range(32)), "test")
-    keyring = Keyring(master, [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)])
-    return keyring, EnvelopeBox(master, keyring)
+    keyring = Keyring.fresh()
+    return keyring, EnvelopeBox(keyring)
 
 
 def test_an_envelope_opens_with_the_library_s_own_hkdf_and_aes(keyring_and_box) -> None:

@@ -35,14 +35,17 @@ class Clock:
 class Counted:
     """Failures, and what they told."""
 
-    def __init__(self, per_minute: int, validations: Any = "all") -> None:
+    def __init__(
+        self, per_minute: int, validations: Any = "all", all_per_minute: int = 1_000_000
+    ) -> None:
         self.clock = Clock()
         self.tally = Tally()
         self.store = MemoryStore()
         self.recorder = Recorder(self.store, validations=validations)
         self._failures = Failures(
-            self.recorder, self.tally, per_minute=per_minute, clock=self.clock
-        )
+            self.recorder, self.tally, per_minute=per_minute, all_per_minute=all_per_minute,
+            clock=self.clock,
+        )  # fmt: skip
 
     def __call__(self, ip: str | None, verdict: Verdict = BAD, **more: Any) -> int:
         return self._failures.wait(Presented("k", ip=ip, **more), verdict, NOW)
@@ -183,3 +186,67 @@ async def test_manager_counts():
     assert waits == [0, 0, 0, 30, 0]
     assert manager.tally.slowed == 1
     assert [e["count"] for e in manager.get_audit_log() if e["action"] == "address_slowed"] == [1]
+
+
+class TestAllTogether:
+    def test_flood_from_thousands_of_addresses(self):
+        """Past the common count every failure waits, from whatever address; a valid one never."""
+        counted = Counted(60, all_per_minute=100)
+        good = Verdict(Reason.VALID, "k")
+        waits = []
+        for i in range(5000):
+            waits.append(counted(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}"))
+            assert counted("192.0.2.1", good) == 0
+        assert waits[:100] == [0] * 100
+        assert min(waits[100:]) == 1
+        assert (counted.tally.slowed, counted.tally.slowed_together) == (0, 4900)
+
+    def test_the_flood_leaves_no_trace_in_memory(self):
+        """While all are slowed, no address takes a place that somebody slowed is in."""
+        counted = Counted(1, all_per_minute=10)
+        for i in range(1000):
+            counted(f"10.0.{i >> 8}.{i & 255}")
+        assert len(counted._failures._limiter) == 10
+
+    @given(addresses=st.integers(1, 4), tries=st.integers(1, 60))
+    def test_one_address_uses_up_its_own_count_only(self, addresses: int, tries: int):
+        """What addresses are refused by their own counts takes nothing from the common one."""
+        counted = Counted(2, all_per_minute=10)
+        for _ in range(tries):
+            for i in range(addresses):
+                counted(f"192.0.2.{i}")
+        assert counted.tally.slowed_together == 0
+        left = 10 - min(tries, 2) * addresses
+        waits = [counted(f"198.51.100.{i}") for i in range(left + 1)]
+        assert [wait > 0 for wait in waits] == [False] * left + [True]
+
+    def test_it_fills_anew(self):
+        """After the time that was told, one more failure is answered as ever."""
+        counted = Counted(60, all_per_minute=30)
+        waits = [counted(f"192.0.2.{i}") for i in range(31)]
+        assert waits[30] == 2
+        counted.clock.now += waits[30] * 10**9
+        assert counted("198.51.100.1") == 0
+        assert counted("198.51.100.2") > 0
+
+    @pytest.mark.parametrize(("one", "together"), [(0, 1), (1000, 0)])
+    def test_zero(self, one: int, together: int):
+        """No count for addresses: nobody is slowed. No common one: addresses alone count."""
+        counted = Counted(one, all_per_minute=together)
+        assert {counted("192.0.2.1") for _ in range(900)} == {0}
+
+    async def test_audit(self):
+        """One event per second with the exact count, and no address, which would be one of many."""
+        counted = Counted(60, all_per_minute=1)
+        for i in range(50):
+            counted(f"192.0.2.{i}")
+        (event,) = await counted.events()
+        assert (event.action, event.ip, event.times) == ("failures_slowed", None, 49)
+
+
+def test_admin_token_from_a_wrong_address_counts():
+    """It is answered like a wrong one; a caller's key from there is not, and does not count."""
+    denied = Verdict(Reason.IP_DENIED, "k")
+    for realm, waits in ((ADMIN_REALM, [0, 60]), ("keys", [0, 0])):
+        counted = Counted(1)
+        assert [counted("192.0.2.1", denied, realm=realm) for _ in range(2)] == waits

@@ -61,7 +61,7 @@ def test_mac_covers_each_version(name: str):
     changed = b"x" if name == "digest" else another(value)
     version = dataclasses.replace(VERSION, **{name: changed})
     edited = dataclasses.replace(RECORD, versions=(version, *RECORD.versions[1:]))
-    assert (edited.mac_input() == RECORD.mac_input()) is (name == "ended")
+    assert (edited.mac_input() == RECORD.mac_input()) is (name in ("ended", "mark", "leaked_at"))
 
 
 @pytest.mark.parametrize("name", Quota._fields)
@@ -177,11 +177,13 @@ def test_verdict_truth():
 
 def test_event_view():
     """An event as users see it: every documented field, and the exact count."""
-    event = AuditEvent(1, "key_refused", "k", "a", "replayed", "ip", "r", '{"x":1}', 3)
+    event = AuditEvent(
+        1, "key_refused", "k", "a", "replayed", "ip", "r", '{"x":1}', 3, None, 7, 1, 8
+    )
     assert event.to_dict() == {
         "timestamp": "1970-01-01T00:00:00.000001+00:00", "action": "key_refused", "key_id": "k",
         "actor": "a", "reason": "replayed", "ip": "ip", "request_id": "r", "detail": {"x": 1},
-        "count": 3,
+        "count": 3, "id": 7, "log": 1, "index": 8,
     }  # fmt: skip
     assert AuditEvent(1, "x").to_dict()["detail"] == {}
 

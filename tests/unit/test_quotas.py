@@ -31,7 +31,7 @@ def period(quota: Quota, now: str) -> tuple[str, str]:
     return tuple(
         datetime.fromtimestamp(instant / 1e6, UTC).strftime("%Y-%m-%dT%H:%M") + "Z"
         for instant in (start, end)
-    )  # type: ignore[return-value]
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ async def test_what_is_being_returned_is_used_by_nobody():
         await waits.wait()
         await give_back(returned)
 
-    store.give_back = slowly  # type: ignore[method-assign]
+    store.give_back = slowly
     returning = asyncio.create_task(credits.give_back_idle(99))
     await asyncio.sleep(0)
     assert credits.take_now(Take("k:a", NEVER, 1), 99) is None

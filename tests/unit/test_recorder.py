@@ -61,7 +61,7 @@ async def test_acceptance():
     assert await written(recorder, store) == [
         AuditEvent(
             1_000_250_000, "key_validated", "k", "a", "valid", "192.0.2.1", "r",
-            '{"scheme":"timestamped","tags":["t"],"version":1}',
+            '{"scheme":"timestamped","tags":["t"],"version":1}', row_id=1,
         )
     ]  # fmt: skip
     assert recorder.depth == 0

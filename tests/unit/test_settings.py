@@ -390,7 +390,6 @@ class TestRequireBuilt:
             ("VAULT_ENABLED", "true"),
             ("KEK_PROVIDER", "vault-transit"),
             ("SECRET_STORE", "vault"),
-            ("AUDIT_RETENTION_DAYS", "30"),
             ("VAULT_LEASE_SECONDS", "60"),
             ("VAULT_ENTERPRISE_NAMESPACE", "team"),
         ],

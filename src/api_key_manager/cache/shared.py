@@ -51,7 +51,7 @@ class SharedRecords:
         window: the last changes, as this process has read them.
         leased: whether the window is recent enough to rely on.
         load: asks the store.
-        ttl: seconds that an entry lives at most.
+        ttl: seconds that an entry lives at most; 0 leaves Redis out.
 
     Attributes:
         hits, misses, outdated, bypassed: records asked for, by what became of it.
@@ -90,7 +90,7 @@ class SharedRecords:
             # Before the store is asked: whatever changes from now on comes later in the feed.
             as_of = self._window.newest if self._leased() else None
             loaded = dict(zip(wanted, await self._load(wanted), strict=True))
-            if as_of is not None and self._redis.problem is None:
+            if as_of is not None and self._ttl and self._redis.problem is None:
                 # A record that is newer than what this process has read of the feed waits for the
                 # next one who reads it: should the change be lost, nothing here would show that.
                 self._offer(
@@ -100,7 +100,7 @@ class SharedRecords:
         return [found.get(key_id) for key_id in key_ids]
 
     async def _fetch(self, key_ids: Sequence[str]) -> dict[str, ApiKey]:
-        if self._redis.problem is not None or not self._leased():
+        if not self._ttl or self._redis.problem is not None or not self._leased():
             self.bypassed += len(key_ids)
             return {}
         found: dict[str, ApiKey] = {}

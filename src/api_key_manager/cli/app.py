@@ -11,7 +11,16 @@ import typer
 from typer.core import TyperGroup
 
 from api_key_manager import __version__
-from api_key_manager.cli import audit, credentials, database, keys, serving, signing, tokens
+from api_key_manager.cli import (
+    audit,
+    credentials,
+    database,
+    keys,
+    secrets,
+    serving,
+    signing,
+    tokens,
+)
 from api_key_manager.cli.errors import (
     INTERRUPTED,
     MISUSE,
@@ -94,6 +103,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")
+app.add_typer(secrets.app, name="secrets")
 app.command("serve")(serving.serve)
 app.command("validate")(credentials.validate)
 app.command("sign")(signing.sign)

@@ -1,4 +1,4 @@
-"""``akm audit``: follow the log, or export it."""
+"""``akm audit``: follow the log, export it, check and prove it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from api_key_manager.cli.errors import REFUSED, one_line
 from api_key_manager.cli.inputs import read_when
 from api_key_manager.cli.options import Json, Output, Url
-from api_key_manager.cli.output import cell, json_line, note, printer, progress, short_time
+from api_key_manager.cli.output import (
+    cell,
+    document,
+    json_line,
+    note,
+    printer,
+    progress,
+    short_time,
+)
 
 if TYPE_CHECKING:
     from api_key_manager.cli.client import Api
@@ -23,6 +34,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, help="What happened, and on whose behalf.")
 
 _POLL_SECONDS: Final = 0.5
+_FINDINGS: Final = 100
 # Validations are written in batches and by several processes, so an event may turn up after a
 # later one; further back than this nothing new is looked for.
 _LATE: Final = timedelta(seconds=30)
@@ -70,8 +82,8 @@ async def _follow(
 ) -> None:
     """Show what comes after ``newest``, forever.
 
-    Events carry no index, so the end of the log is read again and compared with what was there;
-    equal events are told apart by their number.
+    The end of the log is read again and compared with what was there; equal events are told apart
+    by their number.
     """
     since: str | None = None
     seen: Counter[str] = Counter()
@@ -79,7 +91,7 @@ async def _follow(
         since = _back(newest["timestamp"])
         end = datetime.fromisoformat(newest["timestamp"])
         seen.update(
-            json_line(event)
+            _lasting(event)
             for event in await _stretch(api, query, since)
             if datetime.fromisoformat(event["timestamp"]) <= end
         )
@@ -87,7 +99,7 @@ async def _follow(
         events = await _stretch(api, query, since)
         there: Counter[str] = Counter()
         for event in events:
-            line = json_line(event)
+            line = _lasting(event)
             there[line] += 1
             if there[line] > seen[line]:
                 show(event)
@@ -100,6 +112,11 @@ async def _follow(
 
 async def _stretch(api: Api, query: dict[str, Any], since: str | None) -> list[Event]:
     return await api.all("/v1/audit", {**query, "since": since, "order": "asc"})
+
+
+def _lasting(event: Event) -> str:
+    """An event without what is known of it only once it is sealed."""
+    return json_line({name: v for name, v in event.items() if name not in ("log", "index")})
 
 
 def _back(timestamp: str) -> str:
@@ -119,6 +136,94 @@ def _show(event: Event) -> None:
         parts.append(f"count={event['count']}")
     parts.extend(f"{name}={cell(value)}" for name, value in event["detail"].items())
     sys.stdout.write("  ".join(parts) + "\n")
+
+
+@app.command("verify")
+def verify(
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--checkpoint", metavar="FILE", help="Checkpoints kept elsewhere, besides AUDIT_SINK's."
+        ),
+    ] = None,
+    log: Annotated[
+        int,
+        typer.Option(
+            "--log", min=1, help="The log to start with, where one was started anew on purpose."
+        ),
+    ] = 1,
+    json: Json = False,
+) -> None:
+    """Check every event and checkpoint of the local database's log.
+
+    Exit code 1 when something does not fit; each finding names the place.
+    """
+    from api_key_manager.cli.client import run
+    from api_key_manager.cli.local import load_settings
+    from api_key_manager.wiring import open_deployment
+    from api_key_manager.wiring.auditing import log_of, notes_outside
+
+    settings = load_settings()
+    files = checkpoint or []
+
+    async def job() -> tuple[int, list[dict[str, Any]]]:
+        found: list[dict[str, Any]] = []
+        leaves = 0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal leaves
+            leaves = done
+            move(done, total)
+
+        async with open_deployment(settings, create=False, background=False) as deployment:
+            reader = log_of(deployment.backend)
+            notes = await notes_outside(deployment, files)
+            with progress("leaves") as move:
+                async for finding in reader.verify(notes, first_log=log, progress=advance):
+                    found.append(finding._asdict())
+                    if not json and len(found) <= _FINDINGS:
+                        sys.stdout.write(f"{one_line(str(finding))}\n")
+        return leaves, found
+
+    leaves, found = run(job())
+    if json:
+        document({"leaves": leaves, "findings": found})
+    elif not found:
+        sys.stdout.write(f"leaves checked: {leaves}, and all fit\n")
+    else:
+        more = len(found) - _FINDINGS
+        note(f"{len(found)} findings" + (f", {more} of them not shown" if more > 0 else ""))
+    if found:
+        raise typer.Exit(REFUSED)
+
+
+@app.command("prove")
+def prove(
+    index: Annotated[int | None, typer.Argument(metavar="INDEX", min=0, help="Of a leaf.")] = None,
+    event: Annotated[
+        int | None, typer.Option("--id", min=0, help="Of an event, instead of its index.")
+    ] = None,
+    since: Annotated[
+        int | None,
+        typer.Option("--from", min=1, help="The size of an older checkpoint that still holds."),
+    ] = None,
+    log: Annotated[
+        int | None, typer.Option("--log", min=1, help="Another log than the one that goes on.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Of the checkpoint to prove it against.")
+    ] = None,
+    output: Output = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Write a proof as JSON, which anybody can verify offline."""
+    from api_key_manager.cli.client import single
+
+    query = {"index": index, "id": event, "from": since, "log": log, "size": size}
+    proof = single(url, "GET", "/v1/audit/proof", query=query)
+    with printer(output, keep=False) as write:
+        write(f"{dumps(proof, indent=2)}\n")
 
 
 @app.command("export")

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from api_key_manager.cli import endings, transfer
+from api_key_manager.cli import endings, leaking, transfer
+from api_key_manager.cli import scan as scanning
 from api_key_manager.cli.errors import MISUSE, Failure
 from api_key_manager.cli.inputs import (
     parse_json_object,
@@ -336,6 +337,8 @@ def rotate(
     _show_secret(answer, json)
 
 
+app.command("scan")(scanning.scan)
+app.command("leaked")(leaking.leaked)
 app.command("revoke")(endings.revoke)
 app.command("delete")(endings.delete)
 app.command("import")(transfer.import_)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api_key_manager.cli.inputs import present_values, read_when
+from api_key_manager.cli.inputs import present_values, read_duration, read_when
 from api_key_manager.cli.options import Json, Url
 from api_key_manager.cli.output import details, document, note, short_time, table
 
@@ -34,11 +34,13 @@ def create(
     ] = None,
     expires: Annotated[
         str | None,
-        typer.Option("--expires", metavar="WHEN", help="RFC 3339, or from now: 12h, 30d."),
+        typer.Option(
+            "--expires", "--expires-in", metavar="WHEN", help="RFC 3339, or from now: 12h, 30d."
+        ),
     ] = None,
     ip: Annotated[
         list[str] | None,
-        typer.Option("--ip", metavar="CIDR", help="Who may use the token; repeatable."),
+        typer.Option("--ip", "--cidr", metavar="CIDR", help="Who may use the token; repeatable."),
     ] = None,
     url: Url = None,
     json: Json = False,
@@ -56,12 +58,37 @@ def create(
     if ip is not None:
         body["ip_allowlist"] = present_values(ip)
     answer = single(url, "POST", "/v1/tokens", body=body, once=True)
+    _show(answer, json)
+
+
+def _show(answer: dict[str, Any], json: bool) -> None:
+    """A new token, and that it is shown this once."""
     if json:
         document(answer)
         return
     shown = ("key_id", "name", "scopes", "environment", "ip_allowlist", "expires_at", "token")
     details({field: answer[field] for field in shown})
     note("The token is shown this once: store it now.")
+
+
+@app.command("rotate")
+def rotate(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="Its key_id, not the token.")],
+    overlap: Annotated[
+        str,
+        typer.Option(
+            "--overlap", metavar="DURATION", help="How long the old one works on: 15m, 1h."
+        ),
+    ] = "0",
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Give an admin token a new text with the same rights, and show it this once."""
+    from api_key_manager.cli.client import key_path, single
+
+    body = {"overlap_seconds": read_duration(overlap, "--overlap")}
+    path = key_path(token_id, "/rotate", under="tokens")
+    _show(single(url, "POST", path, body=body, once=True), json)
 
 
 @app.command("list")
@@ -84,13 +111,14 @@ def list_(
         document(found)
         return
     rows = [
-        [token["key_id"], token["name"], token["scopes"], token["environment"], token["state"],
+        [token["key_id"], token["name"], token["scopes"], token["environment"],
+         token["ip_allowlist"], token["state"],
          short_time(token["created_at"]), short_time(token["expires_at"]),
          short_time(token["last_used"])]
         for token in found
     ]  # fmt: skip
-    columns = ("key_id", "name", "scopes", "environment", "state", "created_at", "expires_at",
-               "last_used")  # fmt: skip
+    columns = ("key_id", "name", "scopes", "environment", "ip_allowlist", "state", "created_at",
+               "expires_at", "last_used")  # fmt: skip
     table(columns, rows, nothing="No tokens.")
 
 

@@ -253,14 +253,22 @@ class Operations:
         name: str | None = None,
         environment: str | None = None,
         expires_at: Instant | None = None,
+        expires_in: int | None = None,
         ip_allowlist: Sequence[str] | None = None,
         idempotency_key: str | None = None,
     ) -> Operation[CreatedToken]:
         """Mint an admin token, shown this once; ``environment`` confines it to the keys of one."""
         more = {"name": name, "environment": environment, "expires_at": expires_at,
-                "ip_allowlist": _plain(ip_allowlist)}  # fmt: skip
+                "expires_in": expires_in, "ip_allowlist": _plain(ip_allowlist)}  # fmt: skip
         given = {key: value for key, value in more.items() if value is not None}
         return self._once("/v1/tokens", {"scopes": _plain(scopes), **given}, idempotency_key)
+
+    def rotate_token(
+        self, key_id: str, overlap_seconds: int = 0, *, idempotency_key: str | None = None
+    ) -> Operation[CreatedToken]:
+        """Give an admin token a new text, shown this once; the old one works on for a while."""
+        path = key_path(key_id, "/rotate", under="tokens")
+        return self._once(path, {"overlap_seconds": overlap_seconds}, idempotency_key)
 
     def list_tokens(self, *, state: State | None = None) -> Listing[Token]:
         """Go through the admin tokens, in the order of their ids."""
@@ -282,6 +290,20 @@ class Operations:
         """Go through what happened, newest first unless asked otherwise."""
         query = {"key_id": key_id, "action": action, "since": since, "until": until, "order": order}
         return Listing("/v1/audit", query)
+
+    def audit_proof(
+        self,
+        *,
+        index: int | None = None,
+        id: int | None = None,
+        older: int | None = None,
+        log: int | None = None,
+        size: int | None = None,
+    ) -> Operation[dict[str, Any]]:
+        """Prove that an event is in the transparency log, or that an older checkpoint of so many
+        leaves still holds; ``index``, ``id`` or ``older``."""
+        query = {"index": index, "id": id, "from": older, "log": log, "size": size}
+        return self._call("GET", "/v1/audit/proof", query=query)
 
     def get_stats(
         self, *, environment: str | None = None, by_environment: bool = False

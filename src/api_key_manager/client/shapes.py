@@ -188,6 +188,7 @@ class Token(TypedDict):
 
     key_id: str
     name: str | None
+    version: int
     scopes: list[str]
     environment: str | None
     ip_allowlist: list[str]
@@ -218,6 +219,9 @@ class Event(TypedDict):
     request_id: str | None
     detail: dict[str, Any]
     count: int
+    id: int | None
+    log: int | None
+    index: int | None
 
 
 class CacheStats(TypedDict):

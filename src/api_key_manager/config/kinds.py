@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
@@ -14,8 +15,10 @@ __all__ = [
     "AdminToken",
     "Allowed",
     "DatabaseUrl",
+    "Grants",
     "Host",
     "HttpUrl",
+    "IssuerUrl",
     "MasterKey",
     "Mount",
     "Names",
@@ -24,6 +27,7 @@ __all__ = [
     "Profile",
     "RedisUrl",
     "Reserved",
+    "Sink",
     "Text",
     "TokenPrefix",
     "decode_master_key",
@@ -103,6 +107,12 @@ def _check_names(text: str) -> str:
     return text
 
 
+def _check_sink(where: str) -> str:
+    if "://" in where and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", where):
+        raise ValueError("no URL of an endpoint")
+    return where
+
+
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Path = Annotated[Text, Allowed("the path of a file")]
 AdminToken = Annotated[
@@ -124,6 +134,20 @@ HttpUrl = Annotated[
     str,
     Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$"),
     Allowed("a URL that starts with http:// or https://, without user name and query"),
+]
+IssuerUrl = Annotated[
+    str,
+    Field(
+        pattern=r"^(https://[^\s/?#@]+(/[^\s?#]*)?"
+        r"|http://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?(/[^\s?#]*)?)?$"
+    ),
+    Allowed("an https:// URL without user name and query; http:// on this machine only"),
+]
+_GRANT = r"[^\x00-\x1f\x7f,=]+=[a-z:+]+(@[^\s,=@]+)?"
+Grants = Annotated[
+    str,
+    Field(pattern=rf"^({_GRANT}(,{_GRANT})*)?$"),
+    Allowed("value=scope+scope or value=scope+scope@environment, separated by commas"),
 ]
 MasterKey = Annotated[
     str,
@@ -154,6 +178,11 @@ RedisUrl = Annotated[
     str,
     Field(pattern=r"^((rediss?|unix)://\S+)?$"),
     Allowed("redis://…, rediss://… or unix://…"),
+]
+Sink = Annotated[
+    Text,
+    AfterValidator(_check_sink),
+    Allowed("the path of a file, or a URL that starts with http:// or https://"),
 ]
 TokenPrefix = Annotated[
     str,

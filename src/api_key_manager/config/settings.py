@@ -30,8 +30,10 @@ from api_key_manager.config.kinds import (
     AdminToken,
     Allowed,
     DatabaseUrl,
+    Grants,
     Host,
     HttpUrl,
+    IssuerUrl,
     MasterKey,
     Mount,
     Names,
@@ -40,6 +42,7 @@ from api_key_manager.config.kinds import (
     Profile,
     RedisUrl,
     Reserved,
+    Sink,
     Text,
     TokenPrefix,
     names,
@@ -164,12 +167,27 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
     AKM_MASTER_KEY_FILE: Path = Field(
         "", description="A file that holds the master key, instead of AKM_MASTER_KEY."
     )
+    AKM_PREVIOUS_MASTER_KEY: MasterKey = Field(
+        "",
+        repr=False,
+        description="The master key before this one, until `akm secrets rotate-kek` is done.",
+    )
+    AKM_PREVIOUS_MASTER_KEY_FILE: Path = Field(
+        "", description="A file that holds it, instead of AKM_PREVIOUS_MASTER_KEY."
+    )
     KEK_PROVIDER: Literal["local", "vault-transit"] = Field(
         "local", description="What wraps the data keys; vault-transit is not built yet."
     )
     SECRET_STORE: Literal["database", "vault"] = Field(
         "database", description="Where secrets are stored; vault is not built yet."
     )
+
+    OIDC_ISSUER: IssuerUrl = Field(
+        "", description="Whose OIDC bearer tokens are taken in the place of admin tokens."
+    )
+    OIDC_AUDIENCE: Text = Field("", description="For whom these must be made: the `aud` claim.")
+    OIDC_CLAIM: Text = Field("groups", description="The claim that decides what they open.")
+    OIDC_SCOPES: Grants = Field("", description="What each value of that claim opens.")
 
     CACHE_TTL_SECONDS: int = Field(
         300, ge=0, le=86_400, description="How long a cached record may be used, in seconds."
@@ -199,8 +217,14 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         le=10,
         description="How long validation events may wait to be written together, in seconds.",
     )
-    AUDIT_RETENTION_DAYS: Reserved = Field(
-        "", description="Not built yet: how long events are kept, in days."
+    AUDIT_RETENTION_DAYS: int = Field(
+        0, ge=0, le=36_500, description="How long events are kept, in days; 0 is for ever."
+    )
+    AUDIT_SINK: Sink = Field(
+        "",
+        repr=False,
+        description="Where checkpoints of the log go besides the database: a file, or an HTTP"
+        " endpoint.",
     )
 
     RATE_LIMIT_ENABLED: bool = Field(
@@ -215,6 +239,17 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         le=1_000_000_000,
         description="How many refused credentials a minute an address may show before it is told to"
         " wait; 0 is any number.",
+    )
+    FAILED_AUTH_TOTAL_PER_MINUTE: int = Field(
+        6000,
+        ge=0,
+        le=1_000_000_000,
+        description="The same of all addresses together, per process; 0 is any number.",
+    )
+    ON_LEAK: Literal["revoke", "flag"] = Field(
+        "revoke",
+        description="What is done with a key whose secret or token was found in public; `flag` only"
+        " reports it. Admin tokens are always revoked.",
     )
     REDIS_URL: RedisUrl = Field(
         "", repr=False, description="A Redis or Valkey that workers and nodes share."
@@ -248,11 +283,16 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         if bool(self.TLS_CERT) != bool(self.TLS_KEY):
             given, missing = ("TLS_CERT", "TLS_KEY") if self.TLS_CERT else ("TLS_KEY", "TLS_CERT")
             raise ValueError(f"{given} is set, but {missing} is not: set both or none")
-        if self.AKM_MASTER_KEY and self.AKM_MASTER_KEY_FILE:
-            raise ValueError("AKM_MASTER_KEY and AKM_MASTER_KEY_FILE are both set: set only one")
+        for name in ("AKM_MASTER_KEY", "AKM_PREVIOUS_MASTER_KEY"):
+            if getattr(self, name) and getattr(self, f"{name}_FILE"):
+                raise ValueError(f"{name} and {name}_FILE are both set: set only one")
         if self.AUTHORIZE_RULES and not self.AUTHORIZE_PROFILE:
             # Rules are about the original request, which only a gateway can tell.
             raise ValueError("AUTHORIZE_RULES is set, but AUTHORIZE_PROFILE is not: set both")
+        oidc = {name: getattr(self, name) for name in _OIDC}
+        if any(oidc.values()) and not all(oidc.values()):
+            missing = next(name for name, value in oidc.items() if not value)
+            raise ValueError(f"{missing} is not set: set {', '.join(_OIDC)}, or none of them")
         if self.RATE_LIMIT_ENABLED and self.WORKERS > 1 and not self.REDIS_URL:
             raise ValueError(
                 f"RATE_LIMIT_ENABLED=true does not go with WORKERS={self.WORKERS}, which would each"
@@ -323,11 +363,12 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
             raise ConfigurationError(f"{what} is not built yet: {use}")
 
 
+_OIDC: Final = ("OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_SCOPES")
+
 # The one value of each of these that has something behind it.
 _BUILT: Final[dict[str, bool | int | str]] = {
     "KEK_PROVIDER": "local",
     "SECRET_STORE": "database",
-    "AUDIT_RETENTION_DAYS": "",
     "VAULT_ENABLED": False,
     "VAULT_ENTERPRISE_NAMESPACE": "",
     "VAULT_LEASE_SECONDS": "",

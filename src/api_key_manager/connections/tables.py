@@ -22,7 +22,11 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "audit_batches",
     "audit_events",
+    "audit_head",
+    "audit_nodes",
+    "audit_origins",
     "changes",
     "deployment",
     "idempotency",
@@ -63,6 +67,8 @@ deployment = Table(
     Column("least_schema", String(16), nullable=False, server_default="0001"),
     # Where nonces are claimed: NULL here, else the id in the marker of a Redis.
     Column("nonce_place", String(64)),
+    # Older peppers were retired: no digest is made under one of them any more.
+    Column("least_pepper", Integer, nullable=False, server_default="0"),
 )
 
 keyring = Table(
@@ -72,6 +78,12 @@ keyring = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("wrapped", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # Which key-encryption key wrapped it, and a MAC that shows that it belongs here; NULL in a
+    # database of an older schema until it is opened for the first time.
+    Column("kek", String(128)),
+    Column("seal", LargeBinary),
+    # The revision when it was minted.
+    Column("since", BigInteger, nullable=False, server_default="0"),
 )
 
 keys = Table(
@@ -124,6 +136,11 @@ key_versions = Table(
     Column("sealed", LargeBinary),
     Column("digest", LargeBinary),
     Column("pepper", Integer),
+    # How a leaked secret is found. Not covered by the record's MAC: what is found is compared with
+    # the secret itself. NULL until it is made, for what an older schema left.
+    Column("mark", LargeBinary),
+    Column("leaked_at", BigInteger),
+    _index_where("ix_key_versions_mark", ("mark",), "mark IS NOT NULL"),
 )
 
 # Apart from the keys: written often, in batches, and part of no revision.
@@ -160,7 +177,14 @@ audit_events = Table(
     Column("count", BigInteger, nullable=False),
     # Of the key, when it happened: for those who may look at one environment only.
     Column("environment", String(128)),
+    # The key's, that this change made.
+    Column("revision", BigInteger),
+    # Without a gap, in the order of the ids, which have some. NULL, as the MAC, before schema 0003.
+    Column("number", BigInteger),
+    Column("mac", LargeBinary),
     Index("ix_audit_key", "key_id", "id"),
+    # What every key was last changed to, for who compares the keys with the log.
+    _index_where("ix_audit_revision", ("key_id", "revision"), "revision IS NOT NULL"),
     Index(
         "ix_audit_environment",
         "environment",
@@ -169,6 +193,64 @@ audit_events = Table(
         postgresql_where=text("environment IS NOT NULL"),
     ),
     sqlite_autoincrement=True,
+)
+
+# One row: the last number that an event got. Updated by who writes events and held to commit, so
+# that ids and numbers of events are in the order in which they become visible.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("written", BigInteger, nullable=False),
+    # The last event of before there were MACs.
+    Column("legacy_to", BigInteger, nullable=False),
+)
+
+# How far each log has come, the newest one going on. Its MAC covers all of it.
+audit_origins = Table(
+    "audit_origins",
+    metadata,
+    Column("origin", Integer, primary_key=True, autoincrement=False),
+    Column("name", String(200), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    # Of the last event that is sealed: its number and its id.
+    Column("number", BigInteger, nullable=False),
+    Column("row_id", BigInteger, nullable=False),
+    Column("legacy_to", BigInteger, nullable=False),
+    # The first leaf that still has its bytes.
+    Column("kept_from", BigInteger, nullable=False),
+    Column("peaks", LargeBinary, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# Leaves that were sealed at once, and the checkpoint behind them.
+audit_batches = Table(
+    "audit_batches",
+    metadata,
+    Column("origin", Integer, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("count", Integer, nullable=False),
+    # Of the event of the first leaf; the others' follow it. NULL when the leaf is of no event.
+    Column("number", BigInteger),
+    Column("last_id", BigInteger, nullable=False),
+    Column("sealed_at", BigInteger, nullable=False),
+    Column("hashes", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    # A line for each leaf. NULL once retention has dropped them.
+    Column("leaves", LargeBinary),
+    Index("ix_audit_batches_number", "number"),
+)
+
+# Hashes of complete subtrees of 256, 65,536, ... leaves.
+audit_nodes = Table(
+    "audit_nodes",
+    metadata,
+    Column("origin", Integer, primary_key=True, autoincrement=False),
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 nonces = Table(

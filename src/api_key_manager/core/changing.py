@@ -106,6 +106,8 @@ class Changing:
         record = await self._stored(key_id, realm)
         if not is_intact(record, self.box):
             raise StorageError(f"{edited(record)}: it can only be deleted")
+        if not all(map(self.box.knows, record.versions)):
+            await self.box.learn()
         return record
 
     async def _stored(self, key_id: str, realm: str) -> ApiKey:

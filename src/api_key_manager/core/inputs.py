@@ -33,10 +33,10 @@ __all__ = [
 MAX_METADATA = 16 * 1024
 MAX_OVERLAP_SECONDS = 90 * 86_400
 MAX_RATE_LIMITS = 8
-_MAX_RATE = 1_000_000_000
+MAX_RATE = 1_000_000_000
 # What every reader of JSON holds without rounding.
-_MAX_QUOTA = 10**15
-_MAX_WINDOW = 365 * 86_400
+MAX_QUOTA = 10**15
+MAX_WINDOW = 365 * 86_400
 _MAX_DEPTH = 16
 
 _is_limit_name = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}").fullmatch
@@ -213,8 +213,8 @@ def _check_rate_limit(where: str, item: object) -> tuple[RateLimit, str]:
             raise ValidationError(
                 f"{where}: {shown} is not one of name, limit, window_seconds, scope"
             )
-    limit = _whole(f"{where}.limit", item.get("limit"), _MAX_RATE)
-    window = _whole(f"{where}.window_seconds", item.get("window_seconds"), _MAX_WINDOW)
+    limit = _whole(f"{where}.limit", item.get("limit"), MAX_RATE)
+    window = _whole(f"{where}.window_seconds", item.get("window_seconds"), MAX_WINDOW)
     name = item.get("name")
     if name is None:
         name = f"{limit}-per-{window}s"
@@ -250,7 +250,7 @@ def check_quota(value: object) -> Quota | None:
         if name not in Quota._fields:
             shown = name[:32] if isinstance(name, str) and name.isidentifier() else "a field"
             raise ValidationError(f"quota: {shown} is not one of {', '.join(Quota._fields)}")
-    limit = _whole("quota.limit", value.get("limit"), _MAX_QUOTA)
+    limit = _whole("quota.limit", value.get("limit"), MAX_QUOTA)
     refill = value.get("refill")
     if type(refill) is not str or refill not in REFILLS:
         raise ValidationError(f"quota.refill: {', '.join(REFILLS)} are allowed")

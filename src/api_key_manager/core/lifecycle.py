@@ -28,7 +28,17 @@ from api_key_manager.core.models import (
     rfc3339,
 )
 
-__all__ = ["delete", "event_action", "require_usable", "revoke", "rotate", "settle", "update"]
+__all__ = [
+    "delete",
+    "end_version",
+    "event_action",
+    "require_usable",
+    "retire",
+    "revoke",
+    "rotate",
+    "settle",
+    "update",
+]
 
 MAX_LIVE_VERSIONS = 8
 
@@ -80,7 +90,16 @@ def rotate(record: ApiKey, new: KeyVersion, overlap_seconds: int, now: int) -> A
 def _end(version: KeyVersion, now: int) -> KeyVersion:
     if version.ends_at is None or version.ends_at > now:
         return version
-    return replace(version, ended=True, sealed=None, digest=None, pepper=None)
+    return replace(version, ended=True, sealed=None, digest=None, pepper=None, mark=None)
+
+
+def end_version(record: ApiKey, number: int, now: int) -> ApiKey:
+    """End one version at once; the others stay as they are."""
+    versions = tuple(
+        _end(replace(version, ends_at=now), now) if version.version == number else version
+        for version in record.versions
+    )
+    return replace(record, versions=versions, updated_at=now)
 
 
 def revoke(record: ApiKey, reason: str | None, at: int, now: int) -> ApiKey:
@@ -98,11 +117,46 @@ def revoke(record: ApiKey, reason: str | None, at: int, now: int) -> ApiKey:
     )
 
 
+def retire(record: ApiKey, least_pepper: int, actor: str, now: int) -> Change | None:
+    """End every version whose digest is under an older pepper, and the key when none is left.
+
+    Args:
+        least_pepper: the oldest pepper that stays.
+        actor: for the audit log.
+        now: in µs.
+
+    Returns:
+        ``None`` when there is no such version.
+    """
+    versions = tuple(
+        _end(replace(v, ends_at=min(now, now if v.ends_at is None else v.ends_at)), now)
+        if v.pepper is not None and v.pepper < least_pepper
+        else v
+        for v in record.versions
+    )
+    ended = [
+        new.version
+        for old, new in zip(record.versions, versions, strict=True)
+        if new.ended and not old.ended
+    ]
+    if not ended:
+        return None
+    changed = replace(record, versions=versions, updated_at=now)
+    verb, reason = "version_ended", f"pepper {least_pepper - 1} is retired"
+    if not record.revoked and all(version.ended for version in versions):
+        changed, verb = revoke(changed, reason, now, now), "revoked"
+    event = AuditEvent(
+        now, event_action(record, verb), record.key_id, actor, reason,
+        detail_json=canonical_json({"versions": ended}), environment=record.environment,
+    )  # fmt: skip
+    return Change(changed, record.revision, [event])
+
+
 def delete(record: ApiKey, now: int) -> ApiKey:
     """The tombstone: the id stays taken, everything else is erased."""
     erased = tuple(
         replace(version, ends_at=min(now, version.ends_at or now), ended=True, sealed=None,
-                digest=None, pepper=None)
+                digest=None, pepper=None, mark=None)
         for version in record.versions
     )  # fmt: skip
     return ApiKey(

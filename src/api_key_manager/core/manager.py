@@ -11,9 +11,11 @@ from api_key_manager.core.changing import LIBRARY, Origin
 from api_key_manager.core.charging import quota_bucket
 from api_key_manager.core.credits import Credits
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError
-from api_key_manager.core.failures import FAILURES_PER_MINUTE, Failures
+from api_key_manager.core.failures import ALL_FAILURES_PER_MINUTE, FAILURES_PER_MINUTE, Failures
 from api_key_manager.core.inputs import check_name, check_rate_limits
 from api_key_manager.core.keeping import KeyLifeCycle
+from api_key_manager.core.leaks import Leaks
+from api_key_manager.core.lifecycle import retire
 from api_key_manager.core.limiter import MemoryLimiter
 from api_key_manager.core.limits import RateLimit
 from api_key_manager.core.lookups import PAGE_LIMIT, STATES, audit_query, key_query, write_cursor
@@ -24,6 +26,7 @@ from api_key_manager.core.memory import (
     MemoryStore,
 )
 from api_key_manager.core.models import KEY_REALM, AuditQuery, Reason, Verdict
+from api_key_manager.core.moving import Moves
 from api_key_manager.core.ports import (
     EmbeddedStore,
     KeyStore,
@@ -44,7 +47,7 @@ from api_key_manager.core.verifier import Verifier
 __all__ = ["KeyManager"]
 
 
-class KeyManager(KeyLifeCycle):
+class KeyManager(KeyLifeCycle, Leaks):
     """Issues, validates, rotates and revokes keys.
 
     Without a store, keys live in memory. With one, each verdict is in the audit log before it is
@@ -64,12 +67,14 @@ class KeyManager(KeyLifeCycle):
             limit, since each of them would let it through anew.
         failures_per_minute: how often outsiders at one address may fail before they are told to
             wait, see :mod:`api_key_manager.core.failures`; 0 for ever.
+        all_failures_per_minute: the same of all addresses together; 0 for any number.
         prefix: of minted secrets and tokens.
         nonce_window_seconds: how old a timestamp with a nonce may be.
         cache: open records; :mod:`api_key_manager.wiring` makes one that follows the store.
         recorder: the audit queue; made by :mod:`api_key_manager.wiring` as well.
         tally: counts verdicts.
         background: whether somebody flushes the recorder; else this manager writes through.
+        on_leak: what is done with a key that leaked: ``revoke`` or ``flag``.
         load: where records to be judged come from, if not straight from the store.
 
     Raises:
@@ -88,12 +93,14 @@ class KeyManager(KeyLifeCycle):
         default_limits: Sequence[RateLimit] = (),
         limits_shared: bool = True,
         failures_per_minute: int = FAILURES_PER_MINUTE,
+        all_failures_per_minute: int = ALL_FAILURES_PER_MINUTE,
         prefix: str = "akm",
         nonce_window_seconds: int = 300,
         cache: RecordCache | None = None,
         recorder: Recorder | None = None,
         tally: Tally | None = None,
         background: bool = False,
+        on_leak: str = "revoke",
         load: Load | None = None,
     ) -> None:
         if validator is not None and not isinstance(validator, AsyncAPIKeyValidator):
@@ -107,19 +114,24 @@ class KeyManager(KeyLifeCycle):
         self.box = box if box is not None else MemoryBox()
         self.prefix = check_prefix(prefix)
         self.limits_shared = limits_shared
+        self.on_leak = on_leak
         self.cache = cache if cache is not None else RecordCache(100_000, 300, owned=store is None)
         stored = self.store
         # By its name at each call: a store may be wrapped while it is in use.
         self.records = Records(load or (lambda ids: stored.load(ids)), self.box, self.cache)
         self.recorder = recorder if recorder is not None else Recorder(self.store)
         self.tally = tally if tally is not None else Tally()
-        self._failures = Failures(self.recorder, self.tally, per_minute=failures_per_minute)
+        self._failures = Failures(
+            self.recorder, self.tally, per_minute=failures_per_minute,
+            all_per_minute=all_failures_per_minute,
+        )  # fmt: skip
         self._flush_when_full = in_memory and not background
         # In blocks only where somebody gives back what was not used.
         self.credits = Credits(
             quotas if quotas is not None else MemoryQuotaStore() if in_memory else None,
             lease=background,
         )
+        self.moves = Moves(self.box)
         self._verifier = Verifier(
             store=self.store,
             records=self.records,
@@ -133,6 +145,7 @@ class KeyManager(KeyLifeCycle):
             rules=replace(self.validator.rules, nonce_window=nonce_window_seconds),
             write=self._write,
             write_through=not (background or in_memory),
+            moves=self.moves,
         )
 
         self.repeat_now = self._verifier.repeat_now
@@ -154,6 +167,43 @@ class KeyManager(KeyLifeCycle):
         confined = copy.copy(self)
         confined.environment = check_name("environment", environment)
         return confined
+
+    async def move_digests(self) -> None:
+        """Write digests of tokens that were seen, under the newest pepper.
+
+        Raises:
+            StorageError: it cannot be done now.
+        """
+        await self.moves.write(self.store.load, self._write, self._now())
+
+    async def retire_digests(
+        self, key_ids: Sequence[str], least_pepper: int, by: Origin = LIBRARY
+    ) -> int:
+        """End versions whose digest is under an older pepper than this one, and keys that have no
+        other; of every realm.
+
+        Args:
+            key_ids: which keys; those that cannot be believed are left alone, and said in the log.
+            least_pepper: the oldest pepper that stays.
+            by: on whose behalf.
+
+        Returns:
+            How many keys were changed.
+
+        Raises:
+            ConflictError: one of them was changed meanwhile, and none was by this.
+            StorageError: it cannot be done now.
+        """
+        records = [r for r in await self.store.load(key_ids) if r is not None]
+        now, actor = self._now(), by.storable().actor
+        changes = [
+            change
+            for record in self._intact(records)
+            if (change := retire(record, least_pepper, actor, now)) is not None
+        ]
+        if changes:
+            await self._write(changes)
+        return len(changes)
 
     def close(self) -> None:
         """Refuse what comes from now on; what was accepted can still be flushed."""
@@ -252,6 +302,18 @@ class KeyManager(KeyLifeCycle):
         if verdict.reason is Reason.VALID:
             return 0
         return self._failures.wait(presented, verdict, self.clock())
+
+    def refuse_login(self, presented: Presented, reason: Reason) -> Verdict:
+        """Count and record that somebody was refused who shows no key of this manager's.
+
+        Args:
+            presented: of the realm of admin tokens, without a key id.
+            reason: why.
+        """
+        verdict = Verdict(reason)
+        self.tally.add(presented, verdict)
+        self.recorder.note(presented, verdict, self.clock())
+        return verdict
 
     async def validate_key(
         self,

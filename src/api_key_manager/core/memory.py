@@ -157,7 +157,7 @@ class MemoryStore:
         self.revision = record.revision
         history = self._history.setdefault(record.key_id, {})
         for version in change.record.versions:
-            history[version.version] = replace(version, sealed=None, digest=None)
+            history[version.version] = replace(version, sealed=None, digest=None, mark=None)
         if record.key_id not in self._keys:
             insort(self._ids, record.key_id)
         self._keys[record.key_id] = record
@@ -178,6 +178,14 @@ class MemoryStore:
     async def versions(self, key_id: str) -> list[KeyVersion]:
         history = self._history.get(key_id, {})
         return [history[number] for number in sorted(history, reverse=True)]
+
+    async def marked(self, mark: bytes) -> list[str]:
+        found = (
+            record.key_id
+            for record in self._keys.values()
+            if any(version.mark == mark for version in record.versions)
+        )
+        return list(islice(found, 100))
 
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
         due = (r for r in self._keys.values() if r.deleted_at is None)
@@ -214,7 +222,8 @@ class MemoryStore:
         wanted = (pair for pair in events if _event_fits(pair[0], pair[1], query))
         found = list(islice(wanted, query.limit + 1))
         page = _page(found, query.limit, lambda pair: str(pair[0]))
-        return Page([event for _, event in page.items], page.next_cursor)
+        items = [event._replace(row_id=row_id) for row_id, event in page.items]
+        return Page(items, page.next_cursor)
 
     async def close(self) -> None:
         """Nothing to let go of: the data is gone with the object."""
@@ -392,6 +401,18 @@ class MemoryBox:
         if number != 1:
             raise EncryptionError(f"there is no pepper {number}")
         return self._pepper
+
+    def is_newest(self, pepper: int) -> bool:
+        return pepper == 1
+
+    def knows(self, version: KeyVersion) -> bool:
+        return version.pepper in (None, 1)
+
+    async def learn(self) -> None:
+        """Nobody else mints any."""
+
+    def mark(self, secret: bytes) -> bytes:
+        return mac(self._mac_key, b"akm-secret-mark-1\n" + secret, "sha256")[:16]
 
     def record_mac(self, record: ApiKey) -> bytes:
         return mac(self._mac_key, record.mac_input(), "sha256")

@@ -94,6 +94,9 @@ class KeyVersion:
     sealed: bytes | None = field(default=None, repr=False)
     digest: bytes | None = field(default=None, repr=False)
     pepper: int | None = None
+    # Of a minted secret: how it is found when only it is known; empty for what nobody can scan for.
+    mark: bytes | None = field(default=None, repr=False)
+    leaked_at: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -312,6 +315,10 @@ class AuditEvent(NamedTuple):
     times: int = 1
     # Of the key, when it happened. Only for who may look at one environment.
     environment: str | None = None
+    # Of an event that was read: its row, and where it stands in the transparency log.
+    row_id: int | None = None
+    log: int | None = None
+    leaf: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -324,6 +331,9 @@ class AuditEvent(NamedTuple):
             "request_id": self.request_id,
             "detail": json.loads(self.detail_json) if self.detail_json else {},
             "count": self.times,
+            "id": self.row_id,
+            "log": self.log,
+            "index": self.leaf,
         }
 
 

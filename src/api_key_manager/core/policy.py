@@ -79,11 +79,12 @@ class OpenKey:
         make_ready: gives the versions for a credential of a kind, when the first one comes: the
             key's own, or those of a stand-in that cost as much and prove nothing.
         decoy: whether it stands for a key that is not there.
+        stale: whether a digest is to be moved to a newer pepper when its token is seen.
     """
 
     __slots__ = (
         "_address_rules", "_make_ready", "_ready", "_valid", "decoy", "next_end", "plain",
-        "record", "strength", "written",
+        "record", "stale", "strength", "written",
     )  # fmt: skip
 
     def __init__(
@@ -92,8 +93,10 @@ class OpenKey:
         make_ready: Callable[[Kind], tuple[OpenVersion, ...]],
         *,
         decoy: bool = False,
+        stale: bool = False,
     ) -> None:
         self.record = record
+        self.stale = stale
         self.decoy = decoy
         self.strength = _STRENGTH[record.min_scheme]
         # Whether nothing of the record but its scheme can be a reason to refuse.

@@ -104,6 +104,10 @@ class KeyStore(Protocol):
         """Every version of a key that ever was, newest first, without secrets."""
         ...
 
+    async def marked(self, mark: bytes) -> list[str]:
+        """The ids of keys with a live version of this mark; a hundred at most."""
+        ...
+
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
         """Keys with an end at or before ``before`` (µs) that is not yet made permanent."""
         ...
@@ -404,6 +408,22 @@ class SecretBox(Protocol):
 
     def pepper(self, number: int) -> MacState:
         """Raises ``EncryptionError`` for a pepper that is not there."""
+        ...
+
+    def is_newest(self, pepper: int) -> bool:
+        """Whether no pepper is newer than this one, as far as is known here."""
+        ...
+
+    def knows(self, version: KeyVersion) -> bool:
+        """Whether the key that this version is sealed or digested under is here."""
+        ...
+
+    async def learn(self) -> None:
+        """Look for keys that others minted; when that is not possible, it says so in the log."""
+        ...
+
+    def mark(self, secret: bytes) -> bytes:
+        """A digest of a secret under a key of its own, the same for ever."""
         ...
 
     def record_mac(self, record: ApiKey) -> bytes:

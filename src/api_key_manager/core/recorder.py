@@ -33,6 +33,7 @@ _new = tuple.__new__
 _UNAUTHENTICATED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND, Reason.BAD_SIGNATURE})
 _UNPROVED = frozenset({Reason.MALFORMED, Reason.NOT_FOUND})
 _SLOWED = "address_slowed"
+_ALL_SLOWED = "failures_slowed"
 _LIMITED = Reason.RATE_LIMITED.value
 _IDS_SHOWN = 8
 _USES_SECONDS = 5.0
@@ -144,7 +145,7 @@ class Recorder:
         # Not by its name: the class would take twice as long for the same.
         event = (
             at, "key_validated", key_id, actor, "valid", ip, request_id, detail_json, 1,
-            environment,
+            environment, None, None, None,
         )  # fmt: skip
         self._events.append(_new(AuditEvent, event))
         if len(self._events) == _PLENTY:
@@ -169,27 +170,32 @@ class Recorder:
             ip, presented.request_id, _refusaldetail_of(presented.tags, verdict),
             environment=None if reason in _UNPROVED else environment,
         )  # fmt: skip
-        if reason not in _UNAUTHENTICATED:
+        # Whoever shows no key of ours at all comes past the check for room.
+        if reason not in _UNAUTHENTICATED and key_id is not None:
             self._events.append(event)
             return
         known_id = key_id if reason is Reason.BAD_SIGNATURE else None
+        if admin and key_id is None:
+            known_id = presented.actor
         self._fold(event, known_id, vicinity(ip), now)
 
-    def note_slowed(self, presented: Presented, network: str, now: float) -> None:
-        """Note that a failure was answered by a time to wait, as its address fails too often.
+    def note_slowed(self, presented: Presented, network: str | None, now: float) -> None:
+        """Note that a failure was answered by a time to wait, as its address fails too often, or
+        (``None``) all of them together do.
 
         Which key was named stands in the event of its refusal, where it is known to be one.
         """
         if not (self._failures or presented.realm == ADMIN_REALM):
             return
         # Most are one more of the same: for them no event is made.
-        folded = self._folded.get((_SLOWED, _LIMITED, None, network, int(now)))
+        action = _ALL_SLOWED if network is None else _SLOWED
+        folded = self._folded.get((action, _LIMITED, None, network, int(now)))
         if folded is not None:
             folded.count += 1
             return
         event = AuditEvent(
-            int(now * MICROSECONDS), _SLOWED, None, presented.actor, _LIMITED,
-            presented.ip, presented.request_id,
+            int(now * MICROSECONDS), action, None, presented.actor, _LIMITED,
+            None if network is None else presented.ip, presented.request_id,
         )  # fmt: skip
         self._fold(event, None, network, now)
 

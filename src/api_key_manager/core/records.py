@@ -20,7 +20,7 @@ from api_key_manager.core.models import MICROSECONDS, ApiKey, KeyVersion, Kind
 from api_key_manager.core.policy import OpenKey, OpenVersion
 from api_key_manager.core.ports import SecretBox
 from api_key_manager.core.signing import matches
-from api_key_manager.core.tokens import mint_secret
+from api_key_manager.core.tokens import ends_like_a_secret, mint_secret
 
 __all__ = [
     "Load",
@@ -31,6 +31,7 @@ __all__ = [
     "edited",
     "is_intact",
     "live_secrets",
+    "mark_of",
     "open_record",
     "seal_record",
 ]
@@ -98,9 +99,19 @@ def seal_record(
     """A new version of a key: its secret sealed (signed) or digested (bearer)."""
     if kind == "signed":
         sealed = box.seal("secret", key_id, version, secret.encode())
-        return KeyVersion(version, at, sealed=sealed)
+        return KeyVersion(version, at, sealed=sealed, mark=mark_of(box, secret))
     pepper, digest = box.digest(secret.encode())
     return KeyVersion(version, at, digest=digest, pepper=pepper)
+
+
+def mark_of(box: SecretBox, secret: str) -> bytes:
+    """How a secret is found when only it is known: a keyed digest of one that has our form.
+
+    Empty for any other: no scanner reports it, and two keys with the same must not show that.
+    """
+    if secret.isascii() and ends_like_a_secret(secret):
+        return box.mark(secret.encode())
+    return b""
 
 
 def live_secrets(record: ApiKey, box: SecretBox) -> list[str]:
@@ -215,7 +226,11 @@ class Records:
         """A record whose secrets are opened by the first credential that needs them."""
         if not is_intact(record, self._box):
             raise EncryptionError(edited(record))
-        return OpenKey(record, partial(self._make_ready, record), decoy=decoy)
+        stale = not decoy and any(
+            version.pepper is not None and not self._box.is_newest(version.pepper)
+            for version in record.versions
+        )
+        return OpenKey(record, partial(self._make_ready, record), decoy=decoy, stale=stale)
 
     def _make_ready(self, record: ApiKey, kind: Kind) -> tuple[OpenVersion, ...]:
         """Of a credential of the other kind nothing is proved, at the price of an unknown key."""
@@ -340,6 +355,10 @@ class Records:
             records = await self._load_stored(key_ids)
         except StorageError as error:
             return dict.fromkeys(key_ids, error)
+        knows = self._box.knows
+        if not all(knows(v) for record in records if record is not None for v in record.versions):
+            # Sealed under a key that another node minted since this one looked last.
+            await self._box.learn()
         return dict(zip(key_ids, map(self._open, records), strict=True))
 
     def _open(self, record: ApiKey | None) -> Found | None:

@@ -25,6 +25,7 @@ class Tally:
 
     Attributes:
         slowed: failures of addresses that had failed too often before.
+        slowed_together: failures that came when all addresses together had failed too often.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class Tally:
         "_refused",
         "_refused_admin",
         "slowed",
+        "slowed_together",
     )
 
     def __init__(self) -> None:
@@ -44,7 +46,7 @@ class Tally:
         self._refused_admin: defaultdict[Reason, int] = defaultdict(int)
         self._nonces = {Reason.REPLAYED: 0, Reason.UNAVAILABLE: 0}
         self._limits = {True: 0, False: 0}
-        self.slowed = 0
+        self.slowed = self.slowed_together = 0
         self._environments: dict[str, list[int]] = {}
 
     def add(self, presented: Presented, verdict: Verdict) -> None:

@@ -17,8 +17,11 @@ from api_key_manager.core.exceptions import KeyExistsError, ValidationError
 from api_key_manager.core.models import ADMIN_REALM
 
 __all__ = [
+    "ALPHABET",
     "FIRST_TOKEN_ID",
+    "MAX_PREFIX",
     "MAX_SECRET_BYTES",
+    "MAX_TOKEN",
     "ParsedToken",
     "check_bearer_id",
     "check_key_id",
@@ -42,6 +45,7 @@ starts at once one mints."""
 MAX_SECRET_BYTES = 1024
 MAX_PREFIX = 48
 MAX_TOKEN = MAX_PREFIX + 1 + 128 + 1 + 36
+"""The longest token or minted secret, in characters."""
 
 _ID_LENGTH = 16
 _SECRET_LENGTH = 30

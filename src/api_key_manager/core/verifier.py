@@ -24,6 +24,7 @@ from api_key_manager.core.models import (
     Change,
     Verdict,
 )
+from api_key_manager.core.moving import Moves
 from api_key_manager.core.outages import Outages
 from api_key_manager.core.policy import OpenKey, Rules, accept, judge
 from api_key_manager.core.ports import (
@@ -62,6 +63,7 @@ class Verifier:
         default_limits: of every key that has none of its own; admin tokens have no limits.
         write: makes a change and lets the caches know of it.
         write_through: whether each verdict is in the store before it is given.
+        moves: is told of tokens whose digest is to be made anew.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Verifier:
         rules: Rules,
         write: Write,
         write_through: bool,
+        moves: Moves,
     ) -> None:
         self._store = store
         self._records = records
@@ -94,6 +97,7 @@ class Verifier:
         self._rules = rules
         self._write = write
         self._write_through = write_through
+        self._moves = moves
         self._outages = Outages(_log)
         self.closed = False
 
@@ -118,6 +122,8 @@ class Verifier:
             if charged is None:
                 return None
             verdict = charged
+            if key.stale and presented.token is not None:
+                self._moves.note(key.record, verdict.version, presented.token)
         self._cache.hits += 1
         self._count(presented, verdict)
         self._recorder.note(presented, verdict, now, key.record.environment)
@@ -290,6 +296,8 @@ class Verifier:
         if found is None:
             found = self._records.decoy("signed" if presented.token is None else "bearer")
         verdict = judge(found, presented, now, self._rules)
+        if verdict.valid and found.stale and presented.token is not None:
+            self._moves.note(found.record, verdict.version, presented.token)
         if since is None:
             return verdict
         # Only a caller who proved the secret gets a place in the cache: knowing ids is not

@@ -10,7 +10,8 @@ associated data: an envelope moved to another row does not open.
 from __future__ import annotations
 
 import secrets
-from functools import lru_cache
+from collections.abc import Awaitable, Callable
+from functools import cached_property, lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -18,39 +19,46 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from api_key_manager.core.exceptions import EncryptionError
-from api_key_manager.core.models import ApiKey
+from api_key_manager.core.models import ApiKey, KeyVersion
 from api_key_manager.core.signing import MacState, mac
-from api_key_manager.encryption.keyring import DATA, PEPPER, Keyring
-from api_key_manager.encryption.masterkey import MasterKey
+from api_key_manager.encryption.keyring import DATA, PEPPER, RECORD_MAC, Keyring
 
 __all__ = ["EnvelopeBox"]
+
+Learn = Callable[[], Awaitable[None]]
 
 _FORMAT = 1
 _NONCE_BYTES = 12
 _HEAD_BYTES = 5
+_MARK_BYTES = 16
 
 
 class EnvelopeBox:
     """The secret box of every store that outlives the process.
 
     Args:
-        master: the key of the record MACs is derived from it.
-        keyring: data keys and peppers.
+        keyring: data keys, peppers, and the key of the record MACs.
+        learn: looks for keys that others minted, puts them in and calls :meth:`refresh`.
 
     Raises:
         EncryptionError: a kind of them is missing.
     """
 
-    def __init__(self, master: MasterKey, keyring: Keyring) -> None:
+    def __init__(self, keyring: Keyring, learn: Learn | None = None) -> None:
         self._keyring = keyring
-        self._record_mac = FastMac(master.derive("record-mac"))
-        self._newest = keyring.newest(DATA)
-        self._newest_pepper, _ = keyring.newest(PEPPER)
+        self._learn = learn
+        self._record_mac = FastMac(keyring.get(RECORD_MAC, 1))
+        self.refresh()
         # One keyed state per pepper, shared by every bearer key in memory.
         self.pepper = lru_cache(maxsize=None)(self._make_pepper)
 
     def __repr__(self) -> str:
         return "EnvelopeBox()"
+
+    def refresh(self) -> None:
+        """Seal and digest under what is the newest by now."""
+        self._newest = self._keyring.newest(DATA)
+        self._newest_pepper, _ = self._keyring.newest(PEPPER)
 
     def seal(self, purpose: str, name: str, version: int, plaintext: bytes) -> bytes:
         number, data_key = self._newest
@@ -80,8 +88,31 @@ class EnvelopeBox:
     def mac_state(self, key: bytes) -> MacState:
         return FastMac(key)
 
+    def is_newest(self, pepper: int) -> bool:
+        return pepper >= self._newest_pepper
+
+    def knows(self, version: KeyVersion) -> bool:
+        if version.pepper is not None:
+            return (PEPPER, version.pepper) in self._keyring
+        sealed = version.sealed
+        if not isinstance(sealed, bytes) or len(sealed) < _HEAD_BYTES:
+            return True  # or whatever it is, no key would open it
+        return (DATA, int.from_bytes(sealed[1:_HEAD_BYTES], "big")) in self._keyring
+
+    async def learn(self) -> None:
+        if self._learn is not None:
+            await self._learn()
+
     def _make_pepper(self, number: int) -> MacState:
         return FastMac(self._keyring.get(PEPPER, number))
+
+    def mark(self, secret: bytes) -> bytes:
+        return self._marks.digest(secret)[:_MARK_BYTES]
+
+    @cached_property
+    def _marks(self) -> MacState:
+        # Derived by the record MAC's key from what is no record: those begin with a bracket.
+        return FastMac(self._record_mac.digest(b"akm-secret-mark-1"))
 
     def record_mac(self, record: ApiKey) -> bytes:
         return self._record_mac.digest(record.mac_input())

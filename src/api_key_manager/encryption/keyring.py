@@ -1,70 +1,72 @@
-"""Data keys and peppers: random, numbered, wrapped by the key-encryption key at rest.
+"""The keys of one deployment: random, numbered by kind, each wrapped at rest.
 
-Rewrapping them under another key-encryption key touches no secret and no digest.
+What wraps them is in :mod:`~api_key_manager.encryption.provider`; rewrapping them under another
+key-encryption key touches no secret, no digest and no MAC.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
-from typing import NamedTuple
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from collections.abc import Mapping
+from typing import Final
 
 from api_key_manager.core.exceptions import EncryptionError
-from api_key_manager.encryption.masterkey import MasterKey
+from api_key_manager.core.signing import mac
 
-__all__ = ["DATA", "PEPPER", "Keyring", "WrappedKey"]
+__all__ = [
+    "AUDIT_MAC",
+    "AUDIT_SIGN",
+    "DATA",
+    "FOUNDED",
+    "PEPPER",
+    "RECORD_MAC",
+    "Keyring",
+    "new_key",
+]
 
-DATA = "data"
-PEPPER = "pepper"
-_NONCE_BYTES = 12
-
-
-class WrappedKey(NamedTuple):
-    """A key as it lies in the store."""
-
-    kind: str
-    number: int
-    wrapped: bytes
+DATA: Final = "data"
+PEPPER: Final = "pepper"
+RECORD_MAC: Final = "record-mac"
+AUDIT_MAC: Final = "audit-mac"
+AUDIT_SIGN: Final = "audit-sign"
+FOUNDED: Final = (DATA, PEPPER, RECORD_MAC, AUDIT_MAC, AUDIT_SIGN)
+"""The kinds that every deployment has. Of the last three there is one key: number 1."""
+KEY_BYTES: Final = 32
 
 
 class Keyring:
-    """The unwrapped keys of one deployment, by kind and number. Its ``repr`` shows none.
+    """Unwrapped keys by kind and number. Its ``repr`` shows none.
 
     Args:
-        master: whose key-encryption key wraps them.
-        rows: what the store holds.
-
-    Raises:
-        EncryptionError: a key does not unwrap: another master key, or changed bytes.
+        keys: 32 bytes each.
     """
 
-    def __init__(self, master: MasterKey, rows: Iterable[WrappedKey]) -> None:
-        kek = AESGCM(master.derive("key-encryption"))
-        self._keys: dict[tuple[str, int], bytes] = {}
-        for row in rows:
-            nonce, sealed = row.wrapped[:_NONCE_BYTES], row.wrapped[_NONCE_BYTES:]
-            try:
-                key = kek.decrypt(nonce, sealed, _bound(row.kind, row.number))
-            # The others: bytes of a length, or of a type, that no wrapped key has.
-            except (InvalidTag, ValueError, TypeError):
-                raise EncryptionError(
-                    f"the master key ({master.source}) does not open this database"
-                ) from None
-            self._keys[row.kind, row.number] = key
+    def __init__(self, keys: Mapping[tuple[str, int], bytes]) -> None:
+        self._keys = dict(keys)
 
     def __repr__(self) -> str:
         return f"Keyring({len(self._keys)} keys)"
 
-    @staticmethod
-    def mint(master: MasterKey, kind: str, number: int) -> WrappedKey:
-        """A new random key, wrapped."""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        kek = AESGCM(master.derive("key-encryption"))
-        sealed = kek.encrypt(nonce, secrets.token_bytes(32), _bound(kind, number))
-        return WrappedKey(kind, number, nonce + sealed)
+    @classmethod
+    def fresh(cls) -> Keyring:
+        """The first keys of a new deployment: a random one of each kind."""
+        return cls({(kind, 1): new_key() for kind in FOUNDED})
+
+    def __contains__(self, place: tuple[str, int]) -> bool:
+        return place in self._keys
+
+    def add(self, kind: str, number: int, key: bytes) -> None:
+        """Put in a key that was not known here."""
+        self._keys[kind, number] = key
+
+    def forget(self, kind: str) -> None:
+        """Drop all keys of a kind: they lived as long as they may."""
+        for place in [place for place in self._keys if place[0] == kind]:
+            del self._keys[place]
+
+    def numbers(self, kind: str) -> list[int]:
+        """The numbers of a kind, ascending."""
+        return sorted(number for each, number in self._keys if each == kind)
 
     def newest(self, kind: str) -> tuple[int, bytes]:
         """The highest number of a kind, and its key.
@@ -72,7 +74,7 @@ class Keyring:
         Raises:
             EncryptionError: there is none.
         """
-        number = max((n for k, n in self._keys if k == kind), default=0)
+        number = max(self.numbers(kind), default=0)
         return number, self.get(kind, number)
 
     def get(self, kind: str, number: int) -> bytes:
@@ -86,6 +88,19 @@ class Keyring:
         except KeyError:
             raise EncryptionError(f"there is no {kind} key number {number}") from None
 
+    def seal(self, kind: str, number: int, key: bytes) -> bytes:
+        """What is stored beside a wrapped key to show that it belongs in this place of this
+        keyring: a MAC under the record-MAC key, which another database does not have.
 
-def _bound(kind: str, number: int) -> bytes:
-    return f"akm-wrap-1\n{kind}\n{number}".encode()
+        The key-encryption key binds kind and number too, but may be shared by several databases.
+
+        Raises:
+            EncryptionError: the record-MAC key is not here.
+        """
+        place = b"akm-keyring-1\n%b\n%d\n" % (kind.encode(), number)
+        return mac(self.get(RECORD_MAC, 1), place + key, "sha256")
+
+
+def new_key() -> bytes:
+    """A random key."""
+    return secrets.token_bytes(KEY_BYTES)

@@ -15,16 +15,23 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from api_key_manager import __version__
+from api_key_manager.core.exceptions import ConfigurationError, ValidationError
 from api_key_manager.server import schemas
 from api_key_manager.server.auth import Door
 from api_key_manager.server.authorize import Authorize
 from api_key_manager.server.docs import CONTENT_SECURITY_POLICY, render
 from api_key_manager.server.errors import PROBLEM_TYPE, problem_of
+from api_key_manager.server.examples import EXAMPLES
 from api_key_manager.server.front import REQUEST_ID, Front
 from api_key_manager.server.gateways import BELOW, PATH
 from api_key_manager.server.hot import validate, validate_batch
 from api_key_manager.server.idempotency import reply
 from api_key_manager.server.keys import Keys
+from api_key_manager.server.leaks import GITHUB, LeakEndpoints, describe_leaks
+from api_key_manager.server.log import Log
+from api_key_manager.server.oidc import Oidc
+from api_key_manager.server.oidc_claims import Policy, read_grants
+from api_key_manager.server.oidc_keys import IssuerKeys
 from api_key_manager.server.openapi import complete
 from api_key_manager.server.openapi_authorize import describe
 from api_key_manager.server.routes import Routes
@@ -32,6 +39,7 @@ from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
 
 if TYPE_CHECKING:
+    from api_key_manager.config import Settings
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.wiring import Deployment
     from api_key_manager.wiring.observing import Observing
@@ -94,7 +102,7 @@ class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = complete(super().openapi(), self._routes_by_scope.table)
-            self.openapi_schema = describe(document)
+            self.openapi_schema = describe_leaks(describe(document))
         return self.openapi_schema
 
 
@@ -102,9 +110,14 @@ def build_app(deployment: Deployment) -> FastAPI:
     """The server's application on an open deployment, which the caller closes."""
     settings, manager = deployment.settings, deployment.manager
     routes = Routes()
-    door = Door(settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after)
+    door = Door(
+        settings.AKM_ADMIN_TOKEN, settings.trusted_proxies, manager.wait_after,
+        manager.refuse_login, _oidc(settings, manager),
+    )  # fmt: skip
     app = _App(manager, routes, door, deployment.observing, debug=settings.DEBUG)
     keys, tokens, system = Keys(deployment), Tokens(deployment), System(deployment)
+    log = Log(deployment)
+    leaks = LeakEndpoints(deployment)
     rows: list[Row] = [
         ("POST", "/v1/keys", keys.create_key, WRITE, 201, schemas.CreatedKey),
         ("GET", "/v1/keys", keys.list_keys, READ, 200, schemas.KeyPage),
@@ -115,16 +128,27 @@ def build_app(deployment: Deployment) -> FastAPI:
         ("POST", "/v1/keys/{key_id}/revoke", keys.revoke_key, WRITE, 200, schemas.Key),
         ("POST", "/v1/keys/{key_id}/rotate", keys.rotate_key, WRITE, 200, schemas.CreatedKey),
         ("GET", "/v1/keys/{key_id}/versions", keys.list_versions, READ, 200, schemas.VersionPage),
+        ("POST", "/v1/leaks", leaks.report_leak, WRITE, 200, schemas.LeakOutcome),
         ("POST", "/v1/tokens", tokens.create_token, "admin", 201, schemas.CreatedToken),
+        (
+            "POST",
+            "/v1/tokens/{key_id}/rotate",
+            tokens.rotate_token,
+            "admin",
+            200,
+            schemas.CreatedToken,
+        ),
         ("GET", "/v1/tokens", tokens.list_tokens, "admin", 200, schemas.TokenPage),
         ("DELETE", "/v1/tokens/{key_id}", tokens.revoke_token, "admin", 204, None),
         ("GET", "/v1/audit", system.list_audit, "audit:read", 200, schemas.AuditPage),
+        ("GET", "/v1/audit/proof", log.get_proof, "audit:read", 200, schemas.Proof),
         ("GET", "/v1/stats", system.get_stats, "metrics", 200, schemas.Stats),
     ]
     for method, path, endpoint, scope, status, model in rows:
         _add(app, method, path, endpoint, status, model)
         routes.add(method, path, scope)
     _add_metrics(app, routes, system)
+    _add_checkpoint(app, routes, log)
     routes.hot = {"/v1/validate": validate, "/v1/validate/batch": validate_batch}
     for path in routes.hot:
         routes.add("POST", path, "validate")
@@ -132,7 +156,22 @@ def build_app(deployment: Deployment) -> FastAPI:
         _ = deployment.observing.meter.requests["POST", path, 200]
     routes.open[PATH] = routes.open[BELOW] = Authorize(settings, manager.wait_after)
     _add_public(app, routes, system)
+    _add_github(app, routes, leaks)
     return app
+
+
+def _oidc(settings: Settings, manager: KeyManager) -> Oidc | None:
+    if not settings.OIDC_ISSUER:
+        return None
+    try:
+        grants = read_grants(settings.OIDC_SCOPES)
+    except ValidationError as error:
+        raise ConfigurationError(f"OIDC_SCOPES: {error}") from None
+    policy = Policy(
+        settings.OIDC_ISSUER, settings.OIDC_AUDIENCE, settings.OIDC_CLAIM, grants,
+        settings.CLOCK_SKEW_TOLERANCE_SECONDS,
+    )  # fmt: skip
+    return Oidc(policy, IssuerKeys(settings.OIDC_ISSUER), manager.clock)
 
 
 async def _as_problem(request: Request, error: Exception) -> Response:
@@ -182,6 +221,41 @@ def _add_metrics(app: FastAPI, routes: Routes, system: System) -> None:
         tags=["system"],
     )
     routes.add("GET", "/metrics", "metrics")
+
+
+def _add_checkpoint(app: FastAPI, routes: Routes, log: Log) -> None:
+    """A signed note, which is no JSON either."""
+    example = EXAMPLES["Proof"]["checkpoint"]
+    app.add_api_route(
+        "/v1/audit/checkpoint",
+        log.get_checkpoint,
+        methods=["GET"],
+        response_class=PlainTextResponse,
+        response_description="A C2SP signed note, and in a header the key that verifies it.",
+        responses={
+            200: {
+                "content": {"text/plain": {"example": example}},
+                "headers": {
+                    "X-Verifier-Key": {
+                        "description": "The log's public key.", "schema": {"type": "string"},
+                    }
+                },
+            }
+        },
+        operation_id="get_checkpoint",
+        summary="Get checkpoint",
+        tags=["audit"],
+    )  # fmt: skip
+    routes.add("GET", "/v1/audit/checkpoint", "audit:read")
+
+
+def _add_github(app: FastAPI, routes: Routes, leaks: LeakEndpoints) -> None:
+    """Open to all, since it looks at a signature of its own."""
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {} for status in (400, 403, 408, 413, 422, 503)
+    }
+    _add(app, "POST", GITHUB, leaks.report_github_leaks, 200, None, refusals)
+    routes.add("POST", GITHUB, None)
 
 
 def _add_public(app: FastAPI, routes: Routes, system: System) -> None:

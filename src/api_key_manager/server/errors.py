@@ -165,6 +165,17 @@ _SLUGS: Final = {
     415: "unsupported_media_type",
 }
 
+# What pydantic says of a wrong type in words of Python.
+_ALLOWED: Final = {
+    "bool_type": "true or false is allowed",
+    "bool_parsing": "true or false is allowed",
+    "dict_type": "a JSON object is allowed",
+    "list_type": "a list is allowed",
+    "model_attributes_type": "a JSON object is allowed",
+    "model_type": "a JSON object is allowed",
+    "string_type": "text is allowed",
+}
+
 _read_field = re.compile(r"([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+)?): ").match
 # Members that are objects with members of their own.
 _OBJECTS: Final = frozenset({"quota"})
@@ -209,7 +220,9 @@ def _problem_of_body(errors: Sequence[Any]) -> ProblemError:
     elif kind == "extra_forbidden":
         told = "there is no such field"
     else:
-        told = str(error["msg"]).lower()
+        told = _ALLOWED.get(kind) or str(error["msg"]).lower()
+    if kind == "literal_error":
+        told = f"{error['ctx']['expected']} is allowed"
     return ProblemError(422, Reason.MALFORMED.value, f"{field}: {told}", field=field)
 
 

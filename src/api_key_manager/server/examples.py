@@ -37,6 +37,7 @@ _KEY: Final[dict[str, Any]] = {
 _TOKEN: Final[dict[str, Any]] = {
     "key_id": "4Zr1bJt8Qm0WcXyK",
     "name": "gateway",
+    "version": 1,
     "scopes": ["validate"],
     "environment": None,
     "ip_allowlist": [],
@@ -72,12 +73,25 @@ _EVENT: Final[dict[str, Any]] = {
     "request_id": "5f0c1d2e3a4b-1",
     "detail": {},
     "count": 1,
+    "id": 123,
+    "log": 1,
+    "index": 123,
 }
+_CHECKPOINT: Final = (
+    "api-key-manager-pro/20f5017a5828392ab5e87227b683827d/1\n1\n"
+    "QnY9ffpvPLBYl+czsLi0k8Cc8d2D8KGGj9daMrkcdfw=\n\n"
+    "\u2014 api-key-manager-pro/20f5017a5828392ab5e87227b683827d/1 ZzXu4ADjKCQM...\n"
+)
 
 EXAMPLES: Final[dict[str, Any]] = {
     "CreateKey": {"kind": "bearer", "owner": "billing", "permissions": ["invoices.read"]},
     "UpdateKey": {"permissions": ["invoices.*"]},
     "RevokeKey": {"reason": "leaked"},
+    "ReportLeak": {"token": "akm_...", "url": "https://example.com/paste/1"},
+    "LeakOutcome": {
+        "matched": True, "key_id": "client-123", "realm": "default", "version": 1,
+        "action": "revoked",
+    },
     "RotateKey": {"overlap_seconds": 3600},
     "RevokeKeys": {"owner": "billing", "dry_run": True},
     "CreateToken": {"name": "gateway", "scopes": ["validate"]},
@@ -96,6 +110,16 @@ EXAMPLES: Final[dict[str, Any]] = {
     "CreatedToken": {**_TOKEN, "token": "akm_admin_4Zr1bJt8Qm0WcXyK_..."},
     "TokenPage": {"items": [_TOKEN], "next_cursor": None},
     "AuditPage": {"items": [_EVENT], "next_cursor": "MTIz"},
+    "Proof": {
+        "log": "api-key-manager-pro/20f5017a5828392ab5e87227b683827d/1",
+        "verifier_key": "api-key-manager-pro/20f5017a5828392ab5e87227b683827d/1+6735eee0+AR...",
+        "checkpoint": _CHECKPOINT,
+        "size": 1,
+        "hashes": [],
+        "index": 0,
+        "leaf": '{"at":1795388742854576,"index":0,"kind":"origin",...}',
+        "leaf_hash": "QnY9ffpvPLBYl+czsLi0k8Cc8d2D8KGGj9daMrkcdfw=",
+    },
     "Stats": {
         "cache": {
             "cache_size": 1, "hits": 2, "misses": 1, "evictions": 0, "max_entries": 100_000,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.server.principal import Principal
 
-__all__ = ["JSON", "Exchange", "Need", "Reply", "Request", "Steps", "judged"]
+__all__ = ["JSON", "Errand", "Exchange", "Need", "Reply", "Request", "Steps", "judged"]
 
 T = TypeVar("T")
 JSON: Final = b"application/json"
@@ -34,13 +34,22 @@ class Need(Enum):
     PAUSE = "pause"
 
 
+class Errand:
+    """Something else that takes I/O; the steps are sent what comes of it."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Callable[[], Awaitable[Any]]) -> None:
+        self.run = run
+
+
 # An enum gives its members slowly.
 _BODY: Final = Need.BODY
 _PAUSE: Final = Need.PAUSE
 
-Wish = Sequence[Presented] | Literal[Need.BODY, Need.PAUSE]
+Wish = Sequence[Presented] | Errand | Literal[Need.BODY, Need.PAUSE]
 Steps = Generator[Wish, Any, T]
-"""Yields credentials (and is sent their verdicts, in order), or a :class:`Need`."""
+"""Yields credentials (and is sent their verdicts, in order), a :class:`Need` or an errand."""
 
 
 class Request(NamedTuple):
@@ -135,7 +144,7 @@ class Exchange(Generic[T]):
                     given = self._body
                     if given is None:
                         break
-                elif wish is _PAUSE:
+                elif wish is _PAUSE or isinstance(wish, Errand):
                     break
                 else:
                     missing = False
@@ -173,6 +182,8 @@ class Exchange(Generic[T]):
         elif wish is Need.PAUSE:
             self._given = None
             await asyncio.sleep(0)
+        elif isinstance(wish, Errand):
+            self._given = await wish.run()
         else:
             self._given = await self._manager.complete(wish, self._verdicts, self._now)
         self._now = self._manager.clock()

@@ -12,10 +12,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api_key_manager.core.exceptions import StorageError
+from api_key_manager.core.exceptions import EncryptionError, StorageError
 from api_key_manager.core.keeping import ReceiptOf
 from api_key_manager.core.models import MICROSECONDS
 from api_key_manager.core.ports import BEGUN_SECONDS, Receipt
+from api_key_manager.core.tokens import holds_a_secret
 from api_key_manager.server.errors import RETRY_SECONDS, ProblemError
 from api_key_manager.server.principal import PRINCIPAL
 
@@ -74,6 +75,8 @@ class Once:
         key = keys[0]
         if len(keys) > 1 or not _is_key(key):
             raise _misused("one, of 1 to 255 printable ASCII characters, is allowed")
+        if holds_a_secret(key):  # it is kept as it is
+            raise _misused("a secret or token must not stand in it")
         scope: str = request.scope[PRINCIPAL].id
         name = f"{scope}\n{key}"
         now = int(self._manager.clock() * MICROSECONDS)
@@ -87,7 +90,13 @@ class Once:
                 headers=[(b"retry-after", b"%d" % RETRY_SECONDS)],
             )  # fmt: skip
         if begun.answer is not None:
-            answer = self._manager.box.open(_PURPOSE, name, 0, begun.answer)
+            box = self._manager.box
+            try:
+                answer = box.open(_PURPOSE, name, 0, begun.answer)
+            except EncryptionError:
+                # Another node may have sealed it under a key that this one does not know yet.
+                await box.learn()
+                answer = box.open(_PURPOSE, name, 0, begun.answer)
             return reply(answer, status, {"Idempotency-Replayed": "true"})
 
         def receipt(answer: Answer) -> Receipt:

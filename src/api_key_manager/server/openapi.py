@@ -34,7 +34,7 @@ _IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
         " answer."
     ),
 }
-_IDEMPOTENT: Final = ("create_key", "create_token", "rotate_key")
+_IDEMPOTENT: Final = ("create_key", "create_token", "rotate_key", "rotate_token")
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "RequestId": {
         "description": (

@@ -10,6 +10,7 @@ from api_key_manager.core.changing import Origin
 
 if TYPE_CHECKING:
     from api_key_manager.core.manager import KeyManager
+    from api_key_manager.core.models import ApiKey
 
 __all__ = ["PRINCIPAL", "Principal", "reach"]
 
@@ -27,6 +28,8 @@ class Principal(NamedTuple):
     request_id: str | None = None
     environment: str | None = None
     """The only one whose keys there are for this caller; ``None``: every key."""
+    token: ApiKey | None = None
+    """The admin token that was shown; ``None`` for who has none with bounds of its own."""
 
     @property
     def origin(self) -> Origin:
@@ -35,7 +38,7 @@ class Principal(NamedTuple):
 
     def anew(self, request_id: str) -> Principal:
         """The same caller with another request."""
-        return Principal(self.id, self.scopes, self.ip, request_id, self.environment)
+        return Principal(self.id, self.scopes, self.ip, request_id, self.environment, self.token)
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or "admin" in self.scopes

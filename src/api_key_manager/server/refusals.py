@@ -16,6 +16,8 @@ from api_key_manager.server.errors import unauthorized, unavailable
 
 __all__ = ["REFUSALS", "Refusal", "refusals_of"]
 
+# These name in their query what may not be there, or ask for what is not there yet.
+_OF_SOMETHING: Final = frozenset({"get_checkpoint", "get_proof"})
 _CHANGES: Final = frozenset({"post", "put", "patch", "delete"})
 
 
@@ -70,14 +72,14 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
 REFUSALS: Final[dict[int, Refusal]] = {
     400: Refusal("The body is not JSON.", ("malformed",), "The body is not JSON."),
     401: Refusal(
-        "No valid admin token; the body is always the same.",
+        "No valid admin token, or none for this address; the body is always the same.",
         ("unauthorized",),
         unauthorized().detail,
         headers=(("WWW-Authenticate", True),),
     ),
     403: Refusal(
-        "The token lacks the scope, or comes from an address that it may not.",
-        ("forbidden", "ip_denied"),
+        "The token lacks the scope, or would grant beyond itself.",
+        ("forbidden",),
         "This needs the scope keys:write.",
     ),
     404: Refusal("There is no such thing.", ("not_found",), "no such key"),
@@ -140,6 +142,7 @@ def refusals_of(method: str, operation: dict[str, Any], scope: str | None) -> se
         found |= {400, 422}
     if parameters:
         found.add(422)
-    if any(parameter["in"] == "path" for parameter in parameters):
+    named = any(parameter["in"] == "path" for parameter in parameters)
+    if named or operation.get("operationId") in _OF_SOMETHING:
         found.add(404)
     return found

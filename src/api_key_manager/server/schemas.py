@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from api_key_manager.core.addresses import MAX_ALLOWLIST
-from api_key_manager.core.inputs import MAX_OVERLAP_SECONDS
+from api_key_manager.core.inputs import MAX_OVERLAP_SECONDS, MAX_QUOTA, MAX_RATE, MAX_WINDOW
 from api_key_manager.core.models import MIN_SCHEMES
 from api_key_manager.core.permissions import MAX_GRANTS
 from api_key_manager.core.signing import MAX_TIMESTAMP
@@ -19,6 +28,7 @@ from api_key_manager.core.tokens import MAX_PREFIX, MAX_SECRET_BYTES
 
 __all__ = [
     "ID_SCHEMA",
+    "MAX_TOKEN_SECONDS",
     "AuditFilters",
     "AuditPage",
     "BulkRevocation",
@@ -29,13 +39,17 @@ __all__ = [
     "Key",
     "KeyFilters",
     "KeyPage",
+    "LeakOutcome",
     "NotReady",
     "Problem",
+    "Proof",
+    "ProofFilters",
     "Quota",
     "QuotaIn",
     "RateLimit",
     "RateLimitIn",
     "Ready",
+    "ReportLeak",
     "RevokeKey",
     "RevokeKeys",
     "RotateKey",
@@ -46,6 +60,9 @@ __all__ = [
     "UpdateKey",
     "VersionPage",
 ]
+
+MAX_TOKEN_SECONDS: Final = 315_360_000
+"""Ten years."""
 
 Scope = Literal["keys:read", "keys:write", "validate", "audit:read", "metrics", "admin"]
 State = Literal["active", "disabled", "expired", "revoked"]
@@ -64,6 +81,21 @@ def _text(longest: int) -> dict[str, Any]:
 
 def _one_of(*values: str) -> dict[str, Any]:
     return {"type": "string", "enum": list(values)}
+
+
+def _whole(least: int, most: int) -> WrapValidator:
+    """Of what is no whole number it is told which ones are allowed, as the core tells of those that
+    are out of range: who sends text learns all of it at once."""
+
+    def read(value: Any, to_int: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return to_int(value)
+        except ValidationError:
+            raise PydanticCustomError(
+                "allowed", f"a whole number from {least} to {most} is allowed"
+            ) from None
+
+    return WrapValidator(read)
 
 
 Id = Annotated[str, WithJsonSchema(ID_SCHEMA)]
@@ -92,9 +124,19 @@ MinScheme = Annotated[str, WithJsonSchema(_one_of(*MIN_SCHEMES))]
 AState = Annotated[str, WithJsonSchema(_one_of(*get_args(State)))]
 AKind = Annotated[str, WithJsonSchema(_one_of("signed", "bearer"))]
 Seconds = Annotated[
-    int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_OVERLAP_SECONDS})
+    int,
+    _whole(0, MAX_OVERLAP_SECONDS),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": MAX_OVERLAP_SECONDS}),
 ]
-Limit = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})]
+TokenSeconds = Annotated[
+    int,
+    _whole(1, MAX_TOKEN_SECONDS),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_TOKEN_SECONDS}),
+]
+Limit = Annotated[
+    int, _whole(1, 1000), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})
+]
+Count = Annotated[int, _whole(0, 2**53 - 1)]
 Instant = Annotated[
     str | int | float,
     WithJsonSchema(
@@ -125,8 +167,10 @@ class RateLimitIn(_In):
     name: str | None = Field(
         None, description="1 to 32 of a-z 0-9 _ -; such as 10-per-60s when left out."
     )
-    limit: int = Field(description="1 to 1000000000 requests, also as many at once.")
-    window_seconds: int = Field(description="1 to 31536000.")
+    limit: Annotated[int, _whole(1, MAX_RATE)] = Field(
+        description="1 to 1000000000 requests, also as many at once."
+    )
+    window_seconds: Annotated[int, _whole(1, MAX_WINDOW)] = Field(description="1 to 31536000.")
     scope: Literal["key", "owner"] | None = Field(
         None, description="`owner`: all keys of the owner with this limit share it."
     )
@@ -146,9 +190,11 @@ class RateLimit(BaseModel):
 class QuotaIn(_In):
     """So many credits per period."""
 
-    limit: int = Field(description="1 to 1000000000000000 credits; a request takes its cost.")
+    limit: Annotated[int, _whole(1, MAX_QUOTA)] = Field(
+        description="1 to 1000000000000000 credits; a request takes its cost."
+    )
     refill: str = Field(description="daily, monthly (on the first) or never.")
-    hour: int = Field(0, description="0 to 23, when it is refilled.")
+    hour: Annotated[int, _whole(0, 23)] = Field(0, description="0 to 23, when it is refilled.")
     zone: str = Field("UTC", description="Whose hour: a name of the IANA time zone database.")
     shared_by_owner: bool = Field(
         False, description="One account for all keys of the owner, environment and refill."
@@ -217,6 +263,14 @@ class RevokeKey(_In):
     at: Instant | None = None
 
 
+class ReportLeak(_In):
+    """A secret or token, and where it was found."""
+
+    token: str = Field(min_length=1, max_length=1024)
+    url: str | None = Field(None, max_length=2048)
+    source: str | None = Field(None, max_length=64)
+
+
 class RotateKey(_In):
     """How long the old secret or token works on."""
 
@@ -245,7 +299,12 @@ class CreateToken(_In):
         None, description="Confines it to the keys of one environment, for good."
     )
     expires_at: Instant | None = None
-    ip_allowlist: Allowlist | None = None
+    expires_in: TokenSeconds | None = Field(
+        None, description="In so many seconds, instead of `expires_at`."
+    )
+    ip_allowlist: Allowlist | None = Field(
+        None, description="Where it may be used: addresses and CIDR networks."
+    )
 
 
 class _Paged(_Query):
@@ -278,6 +337,20 @@ class AuditFilters(_Paged):
     since: str | None = Field(None, description="RFC 3339 text, or Unix seconds.")
     until: str | None = Field(None, description="RFC 3339 text, or Unix seconds.")
     order: Literal["asc", "desc"] = "desc"
+
+
+class ProofFilters(_Query):
+    """What is to be proved: `index` or `id`, or `from`."""
+
+    index: Count | None = Field(None, description="Of a leaf.")
+    id: Count | None = Field(None, description="Of an event, instead of its index.")
+    from_: Count | None = Field(
+        None,
+        alias="from",
+        description="The size of an older checkpoint, to prove that it holds.",
+    )
+    log: Count | None = Field(None, description="Another log than the one that goes on.")
+    size: Count | None = Field(None, description="Of the checkpoint to prove it against.")
 
 
 class StatsFilters(_Query):
@@ -352,6 +425,20 @@ class VersionPage(BaseModel):
     next_cursor: None
 
 
+class LeakOutcome(BaseModel):
+    """Whose it is, and what was done; nulls when it is no live secret or token of ours."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    matched: bool
+    key_id: str | None
+    realm: str | None = Field(description="`default`, or `admin` of an admin token.")
+    version: int | None
+    action: Literal["revoked", "version_ended", "flagged", "none"] | None = Field(
+        description="`none`: all was done before."
+    )
+
+
 class BulkRevocation(BaseModel):
     """What was, or would be, revoked."""
 
@@ -370,6 +457,7 @@ class Token(BaseModel):
 
     key_id: Id
     name: str | None
+    version: int
     scopes: list[Scope]
     environment: str | None = Field(description="The only one that it reaches, if there is one.")
     ip_allowlist: list[str]
@@ -409,6 +497,31 @@ class Event(BaseModel):
     request_id: str | None
     detail: dict[str, Any]
     count: int
+    id: int | None = Field(description="In this database.")
+    log: int | None = Field(
+        description="Which transparency log holds it; null until it is sealed, within a second."
+    )
+    index: int | None = Field(description="Of its leaf there: what a proof is asked for by.")
+
+
+class Proof(BaseModel):
+    """That an event is in the log, or that one checkpoint's log is the start of another's.
+
+    All of `leaf`, `leaf_hash` and `index`, or `old_checkpoint` and `from`, by what was asked for.
+    """
+
+    log: str = Field(description="The name of the log: the first line of its checkpoints.")
+    verifier_key: str = Field(description="What checkpoints are verified by (C2SP signed note).")
+    checkpoint: str = Field(description="The signed note.")
+    size: int = Field(description="How many leaves the checkpoint's log has.")
+    hashes: list[str] = Field(description="The proof (RFC 9162), base64.")
+    index: int | None = None
+    leaf: str | None = Field(
+        None, description="Its exact bytes as text; null once retention has dropped them."
+    )
+    leaf_hash: str | None = Field(None, description="Base64.")
+    old_checkpoint: str | None = None
+    from_: int | None = Field(None, alias="from", description="Leaves of the old checkpoint.")
 
 
 class AuditPage(BaseModel):

@@ -8,14 +8,20 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api_key_manager.core.admin import check_scopes, refuse_more
+from api_key_manager.core.admin import check_scopes, confine, refuse_more
+from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.inputs import check_text
 from api_key_manager.core.keeping import ReceiptOf
-from api_key_manager.core.models import ADMIN_REALM
+from api_key_manager.core.models import ADMIN_REALM, MICROSECONDS
 from api_key_manager.server.idempotency import Once, reply
 from api_key_manager.server.keys import origin, sent
-from api_key_manager.server.principal import PRINCIPAL, reach
-from api_key_manager.server.schemas import CreateToken, TokenFilters
+from api_key_manager.server.principal import PRINCIPAL, Principal, reach
+from api_key_manager.server.schemas import (
+    MAX_TOKEN_SECONDS,
+    CreateToken,
+    RotateKey,
+    TokenFilters,
+)
 
 if TYPE_CHECKING:
     from api_key_manager.wiring import Deployment
@@ -23,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Tokens"]
 
 _SHOWN = (
-    "key_id", "environment", "ip_allowlist", "active", "state", "created_at", "updated_at",
-    "expires_at", "revoked_at", "last_used",
+    "key_id", "version", "environment", "ip_allowlist", "active", "state", "created_at",
+    "updated_at", "expires_at", "revoked_at", "last_used",
 )  # fmt: skip
 
 
@@ -38,10 +44,12 @@ class Tokens:
 
     async def create_token(self, request: Request, body: CreateToken) -> Response:
         """Mint an admin token, shown this once. It cannot hold or reach more than its maker's."""
+        caller: Principal = request.scope[PRINCIPAL]
         scopes = check_scopes(body.scopes)
-        refuse_more(request.scope[PRINCIPAL].scopes, scopes)
+        refuse_more(caller.scopes, scopes)
         name = check_text("name", body.name)
         manager, by = reach(self._manager, request), origin(request)
+        ends, places = confine(caller.token, self._end(body), body.ip_allowlist, inherit=True)
 
         async def work(receipt: ReceiptOf | None) -> dict[str, Any]:
             return await manager.create_key(
@@ -51,13 +59,44 @@ class Tokens:
                 metadata={} if name is None else {"name": name},
                 permissions=scopes,
                 environment=body.environment,
-                expires_at=body.expires_at,
-                ip_allowlist=body.ip_allowlist,
+                expires_at=None if ends is None else ends / MICROSECONDS,
+                ip_allowlist=places,
                 by=by,
                 receipt=receipt,
             )
 
         return await self._once.run(request, 201, work, _created)
+
+    def _end(self, body: CreateToken) -> Any:
+        seconds = body.expires_in
+        if seconds is None:
+            return body.expires_at
+        if body.expires_at is not None:
+            raise ValidationError("expires_in: it goes without expires_at")
+        if not 1 <= seconds <= MAX_TOKEN_SECONDS:
+            raise ValidationError(f"expires_in: 1 to {MAX_TOKEN_SECONDS} seconds are allowed")
+        return self._manager.clock() + seconds
+
+    async def rotate_token(
+        self, request: Request, key_id: str, body: RotateKey | None = None
+    ) -> Response:
+        """Give an admin token a new text; the old one works on for `overlap_seconds`.
+
+        Nothing else of it changes. Whose own token is bounded rotates those with its bounds only.
+        """
+        caller: Principal = request.scope[PRINCIPAL]
+        manager, by = reach(self._manager, request), origin(request)
+        overlap = (body or RotateKey()).overlap_seconds
+        known = await manager.get_key(key_id, realm=ADMIN_REALM)
+        refuse_more(caller.scopes, known["permissions"])
+        confine(caller.token, known["expires_at"], known["ip_allowlist"], inherit=False)
+
+        async def work(receipt: ReceiptOf | None) -> dict[str, Any]:
+            return await manager.rotate_key(
+                key_id, overlap, realm=ADMIN_REALM, by=by, receipt=receipt
+            )
+
+        return await self._once.run(request, 200, work, _created)
 
     async def list_tokens(
         self, request: Request, filters: Annotated[TokenFilters, Query()]

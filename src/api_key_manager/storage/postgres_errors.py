@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Any, Final
 
 import asyncpg
@@ -62,9 +63,9 @@ OPEN = (
 )
 # What operators meet most, in words that say what to do.
 _PLAIN: Final = {
-    "28P01": "it refuses the password",
-    "28000": "it refuses the user, or a connection without TLS",
-    "3D000": "there is no database of that name",
+    "28P01": "it refuses the user or the password of its URL",
+    "28000": "it refuses the user of its URL, or a connection without TLS",
+    "3D000": "the server has no database of the name in its URL",
     "42501": "the user lacks a privilege",
     "57014": "a statement took too long",
     "53300": "it has no connection left",
@@ -103,9 +104,11 @@ def storage_error(error: BaseException) -> StorageError:
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error"))
         what = f"{_PLAIN.get(error.sqlstate, words.lower())} ({error.sqlstate})"
     elif isinstance(error, TimeoutError):
-        what = "it did not answer in time"
+        what = "it did not answer in time; are host and port of its URL right?"
     elif isinstance(error, ConnectionRefusedError):
-        what = "nobody listens there"
+        what = "nobody listens at the host and port of its URL"
+    elif isinstance(error, socket.gaierror):
+        what = f"the host of its URL is unknown ({error.strerror or 'it cannot be looked up'})"
     elif isinstance(error, FileNotFoundError):
         what = "a file that its URL names is not there"
     elif isinstance(error, OSError) and "rejected SSL" in str(error):

@@ -109,13 +109,15 @@ def version_values(key_id: str, version: KeyVersion) -> dict[str, Any]:
 
 def version_from(row: tuple[Any, ...]) -> KeyVersion:
     """A version from a row of :data:`VERSION_COLUMNS`."""
-    number, created_at, ends_at, ended, sealed, digest, pepper = row
-    return KeyVersion(number, created_at, ends_at, bool(ended), sealed, digest, pepper)
+    number, created_at, ends_at, ended, sealed, digest, pepper, mark, leaked_at = row
+    return KeyVersion(
+        number, created_at, ends_at, bool(ended), sealed, digest, pepper, mark, leaked_at
+    )
 
 
 def event_from(row: tuple[Any, ...]) -> AuditEvent:
-    """An event from a row of ``audit_events`` without its id: the columns are its fields."""
-    return AuditEvent(*row)
+    """An event from a row of ``audit_events``: behind the id its first columns are its fields."""
+    return AuditEvent(*row[1:11])._replace(row_id=row[0])
 
 
 def use_rows(used: Mapping[str, Use]) -> list[tuple[Any, ...]]:

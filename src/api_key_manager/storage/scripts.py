@@ -30,35 +30,29 @@ from api_key_manager.connections.tables import (
     idempotency,
     key_uses,
     key_versions,
-    keyring,
     keys,
 )
-from api_key_manager.core.exceptions import ConflictError, KeyExistsError
+from api_key_manager.core.exceptions import ConflictError, KeyExistsError, StorageError
 from api_key_manager.core.models import (
     ApiKey,
-    AuditEvent,
-    AuditQuery,
     Change,
     KeyQuery,
     KeyVersion,
     Page,
-    Use,
 )
 from api_key_manager.core.ports import MOST_COUNTED, Receipt, Seal
+from api_key_manager.core.sealed import Stamp
+from api_key_manager.storage.events import append
 from api_key_manager.storage.rows import (
     KEY_COLUMNS,
     VERSION_COLUMNS,
-    event_from,
     key_from,
     key_values,
-    use_rows,
     version_from,
     version_values,
 )
 
 WAKE_CHANNEL: Final = "akm_changes"
-LOG_LOCK: Final = 0x616B6D_6C6F67
-"""Advisory lock of PostgreSQL, in whose database ours may not be the only tables."""
 
 _KEY: BindParameter[str] = bindparam("b_key_id")
 _KEY_WIDTH = len(KEY_COLUMNS)
@@ -84,15 +78,12 @@ _LOAD = Statement(_RECORDS.where(keys.c.key_id == _KEY).order_by(key_versions.c.
 _TAKE_REVISIONS = Statement(
     deployment.update()
     .values(revision=deployment.c.revision + bindparam("b_count"))
-    .returning(deployment.c.revision)
+    .returning(deployment.c.revision, deployment.c.least_pepper)
 )
 _DEPLOYMENT = Statement(
     select(deployment.c.origin, deployment.c.revision, deployment.c.nonce_birth)
 )
 _NOTIFY = Statement(select(func.pg_notify(WAKE_CHANNEL, "")), only="postgresql")
-# Held to commit, so that the ids of events are in the order in which they become visible: a
-# reader that follows the log by id misses none. SQLite has one writer at a time.
-_LOCK_LOG = Statement(select(func.pg_advisory_xact_lock(LOG_LOCK)), only="postgresql")
 _INSERT_KEYS = Statement(keys.insert())
 # Each in one statement for any number of rows, which no UPDATE of different values is.
 _UPDATE_KEYS = Statement(keys.insert(), tail=_or_update(keys))
@@ -103,20 +94,6 @@ _VERSIONS = Statement(
     .order_by(key_versions.c.version.desc())
 )
 _INSERT_CHANGES = Statement(changes.insert())
-_INSERT_EVENT = Statement(
-    audit_events.insert(),
-    [name for name in audit_events.columns.keys() if name != "id"],  # noqa: SIM118 - no dict
-)
-_NOTE_USE = Statement(
-    key_uses.insert(),
-    tail=(
-        # Several processes write what they saw, in no order: the latest stays.
-        " ON CONFLICT (key_id) DO UPDATE SET last_used_at ="
-        " CASE WHEN excluded.last_used_at > key_uses.last_used_at"
-        " THEN excluded.last_used_at ELSE key_uses.last_used_at END,"
-        " static_used_at = coalesce(excluded.static_used_at, key_uses.static_used_at)"
-    ),
-)
 _KEEP_ANSWER = Statement(
     idempotency.update()
     .where(
@@ -128,7 +105,6 @@ _KEEP_ANSWER = Statement(
     .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
     .returning(idempotency.c.scope)
 )
-_KEYRING = Statement(select(keyring.c.kind, keyring.c.number, keyring.c.wrapped))
 _ANY_KEY = Statement(select(keys.c.key_id).limit(1))
 # The literal lets the partial index answer.
 _LIMITED = Statement(
@@ -136,7 +112,6 @@ _LIMITED = Statement(
         text("keys.rate_limits <> '[]'"), keys.c.revoked.is_(False)
     )
 )
-_INSERT_WRAPPED = Statement(keyring.insert())
 
 
 @lru_cache(maxsize=16)
@@ -196,18 +171,21 @@ def _record(rows: Rows) -> ApiKey | None:
     return None if record.deleted_at is not None else record
 
 
-def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Script[list[ApiKey]]:
+def apply(
+    wanted: Sequence[Change], seal: Seal, receipt: Receipt | None, stamp: Stamp
+) -> Script[list[ApiKey]]:
     """All changes with their revisions, feed rows, events and receipt.
 
     In a dozen statements however many changes there are: whoever else writes waits meanwhile.
     """
     # Taking the revisions first also puts writers in a line until commit.
-    last = (yield _TAKE_REVISIONS(b_count=len(wanted)))[0][0]
+    last, least_pepper = (yield _TAKE_REVISIONS(b_count=len(wanted)))[0]
+    _refuse_retired(wanted, least_pepper)
     key_ids = list(dict.fromkeys(change.record.key_id for change in wanted))
     rows = yield from _by_id(_revisions_of_some, key_ids)
     stored: dict[str, int] = {row[0]: row[1] for row in rows}
     done = _decide(wanted, stored, last - len(wanted) + 1, seal)
-    yield from _put(wanted, done, stored)
+    yield from _put(wanted, done, stored, stamp)
     yield _NOTIFY()
     if receipt is not None:
         kept = yield _KEEP_ANSWER(
@@ -217,6 +195,17 @@ def apply(wanted: Sequence[Change], seal: Seal, receipt: Receipt | None) -> Scri
         if not kept:
             raise ConflictError("the request was not begun, or took too long")
     return done
+
+
+def _refuse_retired(wanted: Sequence[Change], least_pepper: int) -> None:
+    """A process that has not heard that its pepper was retired must hand out no token under it."""
+    for change in wanted:
+        for version in change.record.versions:
+            if not version.ended and (version.pepper or least_pepper) < least_pepper:
+                raise StorageError(
+                    f"pepper {version.pepper} was retired, and this process does not know the"
+                    " newest one yet: try again in a few seconds"
+                )
 
 
 def _decide(
@@ -240,7 +229,7 @@ def _decide(
 
 
 def _put(
-    wanted: Sequence[Change], done: Sequence[ApiKey], stored: Mapping[str, int]
+    wanted: Sequence[Change], done: Sequence[ApiKey], stored: Mapping[str, int], stamp: Stamp
 ) -> Script[None]:
     # Of a key that is changed twice here, what it is in the end.
     records = {record.key_id: _row(keys, key_values(record)) for record in done}
@@ -255,19 +244,16 @@ def _put(
     yield Many(_UPDATE_KEYS, [row for key_id, row in records.items() if key_id in stored])
     yield Many(_PUT_VERSIONS, list(versions.values()))
     yield Many(_INSERT_CHANGES, [(r.revision, r.key_id, r.updated_at) for r in done])
-    yield _LOCK_LOG()
-    yield Many(_INSERT_EVENT, [event for change in wanted for event in change.events])
+    events = [
+        (event, r.revision)
+        for change, r in zip(wanted, done, strict=True)
+        for event in change.events
+    ]
+    yield from append(events, stamp)
 
 
 def _row(table: Table, values: Mapping[str, Any]) -> list[Any]:
     return [values[column.name] for column in table.columns]
-
-
-def record_events(events: Sequence[AuditEvent], used: Mapping[str, Use]) -> Script[None]:
-    """Events of validations, and when keys were last used."""
-    yield Many(_NOTE_USE, use_rows(used))
-    yield _LOCK_LOG()
-    yield Many(_INSERT_EVENT, events)
 
 
 def versions_of(key_id: str) -> Script[list[KeyVersion]]:
@@ -403,42 +389,30 @@ def _state_filters(state: str, now: int) -> list[ColumnElement[bool]]:
     }[state]
 
 
-def find_audit(query: AuditQuery) -> Script[Page[AuditEvent]]:
-    """Events by index."""
-    c = audit_events.c
-    filters: list[ColumnElement[bool]] = []
-    if query.key_id is not None:
-        filters.append(c.key_id == query.key_id)
-    if query.action is not None:
-        filters.append(c.action == query.action)
-    if query.within is not None:
-        filters.append(c.environment == query.within)
-    if query.since is not None:
-        filters.append(c.at >= query.since)
-    if query.until is not None:
-        filters.append(c.at < query.until)
-    if query.after is not None:
-        filters.append(c.id > query.after if query.ascending else c.id < query.after)
-    statement = (
-        select(audit_events).where(*filters)
-        .order_by(c.id if query.ascending else c.id.desc()).limit(query.limit + 1)
-    )  # fmt: skip
-    rows = yield Statement(statement)()
-    page = rows[: query.limit]
-    cursor = str(page[-1][0]) if len(rows) > query.limit else None
-    return Page([event_from(row[1:]) for row in page], cursor)
-
-
 def describe() -> Script[tuple[str, int, int]]:
     """Origin, revision and nonce birth (µs) of this database."""
     origin, revision, nonce_birth = (yield _DEPLOYMENT())[0]
     return origin, revision, nonce_birth
 
 
-def read_keyring() -> Script[list[tuple[str, int, bytes]]]:
-    """Kind, number and wrapped bytes of every key."""
-    rows = yield _KEYRING()
-    return [(kind, number, wrapped) for kind, number, wrapped in rows]
+def rolled_back(limit: int) -> Script[list[tuple[str, int, int | None]]]:
+    """Keys that the log knows at a later revision than their rows are: the id, the log's revision,
+    and the row's, ``None`` where there is no row."""
+    newest = (
+        select(audit_events.c.key_id, func.max(audit_events.c.revision).label("revision"))
+        .where(text("audit_events.revision IS NOT NULL"), audit_events.c.key_id.is_not(None))
+        .group_by(audit_events.c.key_id)
+        .subquery()
+    )
+    statement = (
+        select(newest.c.key_id, newest.c.revision, keys.c.revision)
+        .outerjoin_from(newest, keys, keys.c.key_id == newest.c.key_id)
+        .where(func.coalesce(keys.c.revision, -1) < newest.c.revision)
+        .order_by(newest.c.key_id)
+        .limit(limit)
+    )
+    rows = yield Statement(statement)()
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def is_empty() -> Script[bool]:
@@ -451,15 +425,3 @@ def limited() -> Script[tuple[int, str | None]]:
     """How many keys have rate limits of their own, and one of them."""
     ((count, one),) = yield _LIMITED()
     return count, one
-
-
-def found_keyring(
-    minted: Sequence[tuple[str, int, bytes]], now: int
-) -> Script[list[tuple[str, int, bytes]]]:
-    """Put in the first data key and pepper, unless somebody was faster; what is there then."""
-    known = yield from read_keyring()
-    if known:
-        return known
-    rows = [(kind, number, wrapped, now) for kind, number, wrapped in minted]
-    yield Many(_INSERT_WRAPPED, rows)
-    return list(minted)

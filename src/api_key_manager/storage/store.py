@@ -15,7 +15,9 @@ from api_key_manager.core.models import (
     Use,
 )
 from api_key_manager.core.ports import Begun, Receipt, Seal
-from api_key_manager.storage import idempotency, scripts
+from api_key_manager.core.sealed import Stamp
+from api_key_manager.storage import events as log_events
+from api_key_manager.storage import idempotency, marks, scripts
 from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.sqlite import SqliteDriver
 from api_key_manager.storage.timing import Observe, reads, untold, writes
@@ -34,6 +36,7 @@ class SqlStore:
         driver: where the scripts run.
         observe: is told how long each operation took.
         announce: is called after each change that was committed here.
+        stamp: makes the rows of events, with their MACs.
     """
 
     def __init__(
@@ -42,10 +45,12 @@ class SqlStore:
         *,
         observe: Observe = untold,
         announce: Callable[[], None] = _nobody,
+        stamp: Stamp = log_events.unstamped,
     ) -> None:
         self.driver = driver
         self.observe = observe
         self.announce = announce
+        self.stamp = stamp
 
     @reads
     async def load(self, key_ids: Sequence[str]) -> list[ApiKey | None]:
@@ -55,7 +60,7 @@ class SqlStore:
     async def apply(
         self, changes: Sequence[Change], seal: Seal, receipt: Receipt | None = None
     ) -> list[ApiKey]:
-        done = await self.driver.write(scripts.apply, changes, seal, receipt)
+        done = await self.driver.write(scripts.apply, changes, seal, receipt, self.stamp)
         self.announce()
         return done
 
@@ -66,6 +71,10 @@ class SqlStore:
     @reads
     async def versions(self, key_id: str) -> list[KeyVersion]:
         return await self.driver.read(scripts.versions_of, key_id)
+
+    @reads
+    async def marked(self, mark: bytes) -> list[str]:
+        return await self.driver.read(marks.find, mark)
 
     @reads
     async def ending(self, before: int, limit: int) -> list[ApiKey]:
@@ -83,11 +92,11 @@ class SqlStore:
 
     @writes
     async def record(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
-        await self.driver.write(scripts.record_events, events, used)
+        await self.driver.write(log_events.record_events, events, used, self.stamp)
 
     @reads
     async def find_audit(self, query: AuditQuery) -> Page[AuditEvent]:
-        return await self.driver.read_aside(scripts.find_audit, query)
+        return await self.driver.read_aside(log_events.find_audit, query)
 
     @writes
     async def begin(self, scope: str, key: str, fingerprint: bytes, now: int) -> Begun:
@@ -110,7 +119,7 @@ class SqliteStore(SqlStore):
         return self.driver.read_aside_now(scripts.find, query)
 
     def record_now(self, events: Sequence[AuditEvent], used: Mapping[str, Use]) -> None:
-        self.driver.write_now(scripts.record_events, events, used)
+        self.driver.write_now(log_events.record_events, events, used, self.stamp)
 
     def find_audit_now(self, query: AuditQuery) -> Page[AuditEvent]:
-        return self.driver.read_aside_now(scripts.find_audit, query)
+        return self.driver.read_aside_now(log_events.find_audit, query)

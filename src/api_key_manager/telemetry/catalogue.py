@@ -48,7 +48,10 @@ METRICS: Final[Mapping[str, Metric]] = {
     ),
     "akm_admin_token_refusals_total": Metric("counter", "Refused admin tokens.", ("reason",)),
     "akm_failures_slowed_total": Metric(
-        "counter", "Refused credentials that were answered 429, as their address fails too often."
+        "counter",
+        "Refused credentials that were answered 429, as their address, or all addresses together,"
+        " fail too often.",
+        ("limit",),
     ),
     "akm_nonces_refused_total": Metric(
         "counter", "Nonces that were replayed, or could not be claimed.", ("reason",)

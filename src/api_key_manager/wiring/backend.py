@@ -1,12 +1,11 @@
-"""One set of stores, and the box that goes with a database."""
+"""One set of stores."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from api_key_manager.core.exceptions import ConfigurationError, EncryptionError
+from api_key_manager.audit.sealing import Notary
 from api_key_manager.core.ports import (
     Feed,
     IdempotencyStore,
@@ -16,11 +15,11 @@ from api_key_manager.core.ports import (
     SecretBox,
 )
 from api_key_manager.core.records import Load
-from api_key_manager.encryption import DATA, PEPPER, EnvelopeBox, Keyring, MasterKey, WrappedKey
-from api_key_manager.storage import Driver, scripts
+from api_key_manager.storage.log import SqlLog
+from api_key_manager.wiring.keyring import StoredKeyring
 from api_key_manager.wiring.supervisor import Work
 
-__all__ = ["Backend", "open_box"]
+__all__ = ["Backend"]
 
 
 async def _nothing() -> None:
@@ -39,6 +38,9 @@ class Backend:
         knock: tells the feed to look; for wake-ups that come by other ways.
         tasks: what has to run meanwhile, by name.
         load: where records to be judged come from, if not straight from the store.
+        keys: the keyring, opened; ``None`` when nothing outlives the process.
+        log: the transparency log, where there is one.
+        notary: vouches for it.
     """
 
     store: KeyStore
@@ -53,33 +55,14 @@ class Backend:
     knock: Callable[[], None] = lambda: None
     tasks: Mapping[str, Work] = field(default_factory=dict)
     load: Load | None = None
+    keys: StoredKeyring | None = None
+    log: SqlLog | None = None
+    notary: Notary | None = None
     close_more: Callable[[], Awaitable[None]] = _nothing
 
     async def close(self) -> None:
         """Finish what was begun and let go of everything."""
         await self.close_more()
+        if self.keys is not None:
+            await self.keys.providers.close()
         await self.store.close()
-
-
-async def open_box(
-    driver: Driver, name: str, find: Callable[..., MasterKey], *, create: bool = True
-) -> tuple[EnvelopeBox, str, str]:
-    """The box of a database, its origin, and where the master key is."""
-    origin, _, _ = await driver.read(scripts.describe)
-    known = await driver.read(scripts.read_keyring)
-    empty = await driver.read(scripts.is_empty)
-    if not (known or empty):
-        raise ConfigurationError(f"{name} cannot be used: its keys lost their data keys")
-    if not (known or create):
-        # Whoever comes first decides on the master key: that must be who means to.
-        raise ConfigurationError(f"{name} has no keys yet: `akm serve` or `akm db upgrade` first")
-    master = find(origin, make=not known)
-    if not known:
-        minted = [Keyring.mint(master, kind, 1) for kind in (DATA, PEPPER)]
-        # Of two first starts at once the one that comes second uses what the first put in.
-        known = await driver.write(scripts.found_keyring, minted, time.time_ns() // 1000)
-    try:
-        box = EnvelopeBox(master, Keyring(master, [WrappedKey(*row) for row in known]))
-    except EncryptionError as error:
-        raise ConfigurationError(f"{name} cannot be used: {error}") from None
-    return box, origin, master.source

@@ -10,10 +10,13 @@ from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.memory import MemoryIdempotency, MemoryStore
 from api_key_manager.storage import SqliteDriver, SqliteFeed, SqliteStore, SqlNonceStore, upgrade
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.storage.quotas import SqlQuotaStore
-from api_key_manager.wiring.backend import Backend, open_box
+from api_key_manager.wiring.backend import Backend
+from api_key_manager.wiring.keyring import open_box
 from api_key_manager.wiring.observing import Observing
-from api_key_manager.wiring.places import database_path, find_master_key
+from api_key_manager.wiring.places import database_path
+from api_key_manager.wiring.providers import find_providers
 
 __all__ = ["open_backend"]
 
@@ -51,14 +54,15 @@ async def _on_sqlite(
     worker = observing.worker
     driver = SqliteDriver(path, turns=None if worker is None else worker.folder)
     try:
-        find = partial(find_master_key, settings, path)
-        box, origin, where = await open_box(driver, str(path), find)
-        observe = observing.meter.operation
-        store = SqliteStore(driver, observe=observe)
+        find = partial(find_providers, settings, path)
+        keys = await open_box(driver, str(path), find)
+        observe, stamp = observing.meter.operation, keys.notary.macs.stamp
+        store = SqliteStore(driver, observe=observe, stamp=stamp)
         return Backend(
-            store, store, str(path), where, SqlNonceStore(driver, observe=observe),
-            SqlQuotaStore(driver, observe=observe), box, origin,
-            SqliteFeed(driver),
+            store, store, str(path), keys.providers.current.source,
+            SqlNonceStore(driver, observe=observe), SqlQuotaStore(driver, observe=observe),
+            keys.box, keys.origin, SqliteFeed(driver), keys=keys,
+            log=SqlLog(driver, stamp), notary=keys.notary,
         )  # fmt: skip
     except BaseException:
         await driver.close()

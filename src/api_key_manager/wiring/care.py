@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import (
@@ -20,21 +19,16 @@ from api_key_manager.core.records import open_record
 from api_key_manager.storage import SqliteDriver, SqlStore, scripts
 from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
+from api_key_manager.wiring.findings import Finding, keyring_findings
 from api_key_manager.wiring.limits import unshared_between_nodes
 from api_key_manager.wiring.places import database_path
+from api_key_manager.wiring.token_care import tokens_to_look_at
 
 __all__ = ["Finding", "backup", "diagnose", "upgrade"]
 
 _PAGE = 500
 _SHOWN = 10
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at."""
-
-    level: Literal["ok", "warning", "error"]
-    topic: str
-    message: str
+_MOST_BEHIND = 10_000
 
 
 async def upgrade(settings: Settings) -> str:
@@ -133,12 +127,18 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         async with open_deployment(settings, create=False, background=False) as deployment:
             yield Finding("ok", "database", f"{name}, schema {schema}")
             yield Finding("ok", "master key", f"{deployment.master_key} opens the database")
+            for finding in await keyring_findings(deployment):
+                yield finding
             for finding in _files(settings, path, deployment):
                 yield finding
             limits = await unshared_between_nodes(settings, deployment.manager.store)
             if limits is not None:
                 yield Finding("warning", "rate limits", limits)
+            for told in await tokens_to_look_at(deployment.manager):
+                yield Finding("warning", "admin tokens", told)
             async for finding in _records(deployment):
+                yield finding
+            for finding in await _log(deployment):
                 yield finding
     except (ConfigurationError, EncryptionError) as error:
         yield Finding("error", "configuration", str(error))
@@ -202,6 +202,37 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding("ok", "static signatures", "no key has used one")
+
+
+async def _log(deployment: Deployment) -> list[Finding]:
+    """The records against the log, and the log's end against itself and the sink."""
+    store, sealer = deployment.manager.store, deployment.sealer
+    if not isinstance(store, SqlStore) or sealer is None:
+        return []
+    found = []
+    behind = await store.driver.read_aside(scripts.rolled_back, _MOST_BEHIND)
+    for what, told in (
+        ("rolled back to an older state", [k for k, _, row in behind if row is not None]),
+        ("removed", [k for k, _, row in behind if row is None]),
+    ):
+        if told:
+            words = f"{len(told)} keys were {what}, the log knows better: {_some(told)}"
+            found.append(Finding("error", "records", words))
+    if not behind:
+        found.append(Finding("ok", "records", "none is older than the log has it"))
+    wrong = await sealer.look()
+    found.extend(Finding("error", "audit log", words) for words in wrong)
+    if sealer.state is not None and sealer.state.origin > 1:
+        words = f"it was started anew: {sealer.state.name} goes on (`akm audit verify` says why)"
+        found.append(Finding("warning", "audit log", words))
+    if not wrong:
+        size = 0 if sealer.state is None else sealer.state.size
+        words = f"{size} leaves, and its end fits; `akm audit verify` checks all of it"
+        found.append(Finding("ok", "audit log", words))
+    if not deployment.settings.AUDIT_SINK:
+        words = "AUDIT_SINK is not set: nothing outside the database shows that its end was cut off"
+        found.append(Finding("ok", "audit log", words))
+    return found
 
 
 def _some(key_ids: list[str]) -> str:

@@ -9,10 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from api_key_manager.audit.retention import Retention
+from api_key_manager.audit.sealer import Sealer
+from api_key_manager.audit.sink import Courier, open_sink
 from api_key_manager.cache import Follower, Window
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.core.manager import KeyManager
+from api_key_manager.core.ports import SecretBox
 from api_key_manager.core.recorder import Recorder
 from api_key_manager.core.records import RecordCache
 from api_key_manager.core.validator import AsyncAPIKeyValidator
@@ -31,6 +35,7 @@ from api_key_manager.wiring.limits import (
     refuse_unshared_limits,
     warn_of_unshared_limits,
 )
+from api_key_manager.wiring.marking import mark_secrets
 from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import key_path
 from api_key_manager.wiring.redis import SharedByRedis, share_by_redis
@@ -40,9 +45,14 @@ from api_key_manager.wiring.worker import Worker
 __all__ = ["Deployment", "open_deployment", "open_manager"]
 
 _log = logging.getLogger(__name__)
+GITHUB_KEYS = "https://api.github.com/meta/public_keys/secret_scanning"
+"""As GitHub documents it. No setting: who names the keys decides whose reports are believed."""
 _SWEEP_SECONDS = 1.0
 _PRUNE_SECONDS = 30.0
+_MARK_SECONDS = 3600.0
 _CREDITS_SECONDS = 1.0
+_MOVE_SECONDS = 1.0
+_RETAIN_SECONDS = 60.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 _PROBE_SECONDS = 0.5
@@ -63,8 +73,10 @@ class Deployment:
         master_key: where the master key is, in words.
         first_token: the admin token minted just now, once in a database's life.
         first_token_file: where that token was put, when no terminal could show it.
+        github_keys: where GitHub publishes the keys that it signs reports of leaks with.
         observing: counts what happens.
         exposition: the metrics.
+        sealer: keeps the transparency log, where there is one.
     """
 
     def __init__(
@@ -90,6 +102,8 @@ class Deployment:
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
         self._sweeps = True
+        self.sealer = _sealer(settings, manager, backend)
+        self.github_keys = GITHUB_KEYS
         self.observing = observing
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared
@@ -105,12 +119,14 @@ class Deployment:
         return found
 
     def degraded(self) -> list[str]:
-        """What is away though requests are answered all the same, as the settings say."""
+        """What is away though requests are answered all the same, as the settings say, and what is
+        wrong with the log."""
+        found = self.sealer.problems() if self.sealer is not None else []
         if self.shared is not None:
-            return self.shared.problems()
+            return [*self.shared.problems(), *found]
         nonces = self.backend.nonces
         why = nonces.problem if isinstance(nonces, SqlNonceStore) else None
-        return [] if why is None else [why]
+        return found if why is None else [why, *found]
 
     async def flush(self) -> None:
         """Write what waits for the audit log; when that fails, it waits on."""
@@ -148,6 +164,22 @@ class Deployment:
         else:
             self._sweeps = True
 
+    async def move_digests(self) -> None:
+        """Bring digests of tokens that were seen under the newest pepper."""
+        # What could not be written is noted again when the token is seen again.
+        with suppress(StorageError):
+            await self.manager.move_digests()
+
+    async def drop_old_events(self) -> None:
+        """Drop events that are older than ``AUDIT_RETENTION_DAYS``."""
+        backend, days = self.backend, self.settings.AUDIT_RETENTION_DAYS
+        if backend.log is None or backend.notary is None or not days:
+            return
+        try:
+            await Retention(backend.log, backend.notary, self.manager.clock, days).drop()
+        except StorageError as error:
+            _log.warning("old events could not be dropped: %s", error)
+
     async def give_back_credits(self) -> None:
         """Return credits of quotas that lie idle here."""
         await self.manager.credits.give_back_idle(self.manager.clock())
@@ -179,6 +211,8 @@ class Deployment:
             await self.manager.recorder.flush(self.manager.clock(), uses=True)
         except StorageError as error:
             _log.error("%d audit events are lost: %s", self.manager.recorder.depth, error)
+        if self.sealer is not None:
+            await self.sealer.finish()
         if self.observing.publishes:
             await self.exposition.publish(ended=True)
         await self.observing.close()
@@ -252,6 +286,11 @@ async def open_deployment(
         await observing.close()
         raise
     try:
+        if backend.keys is not None:
+            # Also for one command: an import may outgrow a data key.
+            deployment.supervisor.start("keyring", backend.keys.keep)
+        if deployment.sealer is not None:
+            await deployment.sealer.prepare()
         if background:
             await _start(deployment)
         yield deployment
@@ -292,15 +331,31 @@ def _deployment(
         background=background,
         default_limits=default_limits(settings),
         limits_shared=limits_are_shared(settings, settings.WORKERS),
+        on_leak=settings.ON_LEAK,
         failures_per_minute=settings.FAILED_AUTH_PER_MINUTE,
+        all_failures_per_minute=settings.FAILED_AUTH_TOTAL_PER_MINUTE,
     )
     return Deployment(settings, manager, backend, observing, window, shared)
+
+
+def _sealer(settings: Settings, manager: KeyManager, backend: Backend) -> Sealer | None:
+    if backend.log is None or backend.notary is None:
+        return None
+    courier = None
+    if settings.AUDIT_SINK:
+        read = backend.notary.read
+        courier = Courier(open_sink(settings.AUDIT_SINK, read), backend.log.notes_after, read)
+    return Sealer(backend.log, backend.notary, lambda: manager.clock(), courier)
 
 
 async def _start(deployment: Deployment) -> None:
     manager, supervisor, settings = deployment.manager, deployment.supervisor, deployment.settings
     store, backend = manager.store, deployment.backend
     await warn_of_unshared_limits(settings, store)
+    if backend.keys is not None:
+        # What was opened when there was no newer pepper does not know that it is to move.
+        backend.keys.renewed = manager.records.changed_all
+        supervisor.start("digests", every(_MOVE_SECONDS, deployment.move_digests))
     if backend.feed is not None:
         deployment.follower = Follower(
             backend.feed,
@@ -314,6 +369,8 @@ async def _start(deployment: Deployment) -> None:
         deployment.follower.problem = backend.feed.problem
         supervisor.start("follower", deployment.follower.run)
     if isinstance(store, SqlStore):
+        box = manager.box
+        supervisor.start("marks", every(_MARK_SECONDS, lambda: _mark(store, box)))
         supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
     for name, work in backend.tasks.items():
         supervisor.start(name, work)
@@ -330,8 +387,19 @@ async def _start(deployment: Deployment) -> None:
         step = partial(publish, keys=observing.sends)
         supervisor.start("metrics", every(_PUBLISH_SECONDS, step))
     supervisor.start("audit", deployment.keep_flushing)
+    if deployment.sealer is not None:
+        supervisor.start("sealer", deployment.sealer.run)
+        if settings.AUDIT_RETENTION_DAYS:
+            supervisor.start("retention", every(_RETAIN_SECONDS, deployment.drop_old_events))
+        if deployment.sealer.courier is not None:
+            supervisor.start("checkpoints", deployment.sealer.courier.run)
     supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
+
+
+async def _mark(store: SqlStore, box: SecretBox) -> None:
+    if done := await mark_secrets(store, box):
+        _log.info("%d secrets can now be found when they leak", done)
 
 
 async def _prune(deployment: Deployment, store: SqlStore) -> None:

@@ -100,7 +100,10 @@ class Exposition:
                 where: [count] for where, count in tally.environments().items()
             },
             "akm_admin_token_refusals_total": _labelled(tally.refused_admin_tokens()),
-            "akm_failures_slowed_total": {(): [tally.slowed]},
+            "akm_failures_slowed_total": {
+                ("address",): [tally.slowed],
+                ("all",): [tally.slowed_together],
+            },
             "akm_nonces_refused_total": _labelled(tally.refused_nonces()),
             "akm_rate_limit_decisions_total": _labelled(tally.limit_decisions()),
             "akm_record_cache_hits_total": {(): [cache["hits"]]},

@@ -11,14 +11,16 @@ from api_key_manager.cache import Gathering
 from api_key_manager.config import Settings
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.storage import SqlNonceStore, SqlStore, scripts
+from api_key_manager.storage.log import SqlLog
 from api_key_manager.storage.postgres import PostgresDriver
 from api_key_manager.storage.postgres_feed import PostgresFeed
 from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
 from api_key_manager.storage.quotas import SqlQuotaStore
 from api_key_manager.storage.schema import HEAD, KNOWN
-from api_key_manager.wiring.backend import Backend, open_box
+from api_key_manager.wiring.backend import Backend
+from api_key_manager.wiring.keyring import open_box
 from api_key_manager.wiring.observing import Observing
-from api_key_manager.wiring.places import read_shared_master_key
+from api_key_manager.wiring.providers import find_providers
 from api_key_manager.wiring.supervisor import every
 
 __all__ = ["current_of", "name_of", "open_postgres"]
@@ -36,7 +38,7 @@ async def open_postgres(
     name = name_of(url)
     if create:
         # Looked for first: a database must not be made ready for nobody.
-        read_shared_master_key(settings, name, make=True)
+        find_providers(settings, None, name, make=True)
         await upgrade_at(url)
     elif (schema := await current_of(url)) is None:
         raise ConfigurationError(f"{name} is empty: `akm serve` or `akm db upgrade` makes it ready")
@@ -49,13 +51,17 @@ async def open_postgres(
     )
     following: PostgresDriver | None = None
     try:
-        find = partial(read_shared_master_key, settings)
-        box, origin, where = await open_box(driver, name, find, create=create)
-        observe = observing.meter.operation
-        store = SqlStore(driver, observe=observe)
+        find = partial(find_providers, settings, None)
+        keys = await open_box(driver, name, find, create=create)
+        observe, stamp = observing.meter.operation, keys.notary.macs.stamp
+        store = SqlStore(driver, observe=observe, stamp=stamp)
         nonces = SqlNonceStore(driver, observe=observe)
         quotas = SqlQuotaStore(driver, observe=observe)
-        backend = Backend(store, store, name, where, nonces, quotas, box, origin)
+        where = keys.providers.current.source
+        backend = Backend(
+            store, store, name, where, nonces, quotas, keys.box, keys.origin, keys=keys,
+            log=SqlLog(driver, stamp), notary=keys.notary,
+        )  # fmt: skip
         # By its name at each call: a store may be wrapped while it is in use.
         gathering = Gathering(lambda key_ids: store.load(key_ids))
         backend.load, backend.close_more = gathering.load, gathering.close

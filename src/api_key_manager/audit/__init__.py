@@ -1,0 +1,1 @@
+"""The transparency log: what happened, so that nobody can change it unseen."""

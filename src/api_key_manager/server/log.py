@@ -1,0 +1,72 @@
+"""The transparency log: its newest checkpoint, and proofs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Query
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from api_key_manager.core.exceptions import KeyNotFoundError, ValidationError
+from api_key_manager.server.errors import ProblemError
+from api_key_manager.server.idempotency import reply
+from api_key_manager.server.principal import PRINCIPAL
+from api_key_manager.server.schemas import ProofFilters
+from api_key_manager.wiring.auditing import log_of
+
+if TYPE_CHECKING:
+    from api_key_manager.wiring import Deployment
+    from api_key_manager.wiring.auditing import Log as Reader
+
+__all__ = ["Log"]
+
+
+class Log:
+    """The handlers."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._backend = deployment.backend
+
+    def _reader(self) -> Reader:
+        if self._backend.log is None:
+            raise ProblemError(
+                404, "not_found", "Keys in memory have no transparency log: use a database."
+            )
+        return log_of(self._backend)
+
+    async def get_checkpoint(self) -> Response:
+        """How large the log is, and its root, signed (C2SP tlog-checkpoint)."""
+        reader = self._reader()
+        state, note = await reader.newest()
+        headers = {"X-Verifier-Key": str(reader.verifier(state.origin))}
+        return PlainTextResponse(note, headers=headers)
+
+    async def get_proof(
+        self, request: Request, filters: Annotated[ProofFilters, Query()]
+    ) -> Response:
+        """That an event is in the log, or that an older checkpoint still holds."""
+        reader, within = self._reader(), request.scope[PRINCIPAL].environment
+        asked = [
+            name
+            for name, value in (
+                ("index", filters.index), ("id", filters.id), ("from", filters.from_),
+            )
+            if value is not None
+        ]  # fmt: skip
+        if len(asked) != 1:
+            raise ValidationError("index: give exactly one of index, id and from")
+        if filters.from_ is not None:
+            if filters.from_ < 1:
+                raise ValidationError("from: 1 or more is allowed")
+            return reply(
+                await reader.prove_growth(filters.from_, origin=filters.log, size=filters.size)
+            )
+        origin, index = filters.log, filters.index or 0
+        if filters.id is not None:
+            origin, index = await reader.index_of(filters.id)
+        proved = await reader.prove(index, origin=origin, size=filters.size)
+        if within is not None and proved.environment != within:
+            # What is not theirs does not exist for them; a leaf without its bytes is nobody's.
+            raise KeyNotFoundError("index: the log has no such leaf yet")
+        return reply(proved.document)

@@ -1,0 +1,307 @@
+"""The transparency log as its users ask for it: checked, proved, and compared with the records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from api_key_manager.audit.checkpoint import Verifier, read_text
+from api_key_manager.audit.leaf import read_leaf
+from api_key_manager.audit.merkle import consistency, inclusion
+from api_key_manager.audit.proof import consistency_proof, inclusion_proof, needed
+from api_key_manager.audit.sealing import Notary
+from api_key_manager.audit.sink import notes_in
+from api_key_manager.audit.verify import Finding, LogCheck
+from api_key_manager.core.exceptions import ConfigurationError, KeyNotFoundError, ValidationError
+from api_key_manager.core.sealed import LogBatch, LogState
+from api_key_manager.storage import log as scripts
+from api_key_manager.storage.log import SqlLog
+from api_key_manager.wiring.backend import Backend
+
+if TYPE_CHECKING:
+    from api_key_manager.wiring.deployment import Deployment
+
+__all__ = ["Log", "Proved", "log_of", "notes_outside"]
+
+_BATCHES: Final = 64
+_EVENTS: Final = 10_000
+_ALL: Final = 2**63 - 1
+
+
+class Proved(NamedTuple):
+    """A leaf with all that an outsider needs, and the environment of its event."""
+
+    document: dict[str, Any]
+    environment: str | None
+
+
+class Log:
+    """The log of one database, to be read.
+
+    Args:
+        tables: of the log.
+        notary: who vouches for it.
+    """
+
+    def __init__(self, tables: SqlLog, notary: Notary) -> None:
+        self._driver = tables.driver
+        self._notary = notary
+
+    async def newest(self) -> tuple[LogState, str]:
+        """The log that goes on, and its newest checkpoint.
+
+        Raises:
+            KeyNotFoundError: nothing is sealed yet.
+        """
+        origins = await self._driver.read(scripts.origins)
+        state = await self._driver.read(scripts.state_of, origins[-1]) if origins else None
+        batch = (
+            await self._driver.read(scripts.batch_of, state.origin, state.size - 1)
+            if state is not None
+            else None
+        )
+        if state is None or batch is None:
+            raise KeyNotFoundError("nothing is sealed yet")
+        return state, batch.note
+
+    def verifier(self, origin: int) -> Verifier:
+        """Who checks the checkpoints of a log."""
+        return self._notary.verifier(self._notary.name(origin))
+
+    async def index_of(self, row_id: int) -> tuple[int, int]:
+        """The log of an event, and its index there.
+
+        Raises:
+            KeyNotFoundError: there is no such event, or it is not sealed yet.
+        """
+        row = await self._driver.read(scripts.event_of, row_id)
+        number = row_id if row is None or row[-2] is None else row[-2]
+        place = await self._driver.read(scripts.place_of, number)
+        if place is None:
+            raise KeyNotFoundError("id: there is no such event, or it is not sealed yet")
+        return place
+
+    async def prove(
+        self, index: int, *, origin: int | None = None, size: int | None = None
+    ) -> Proved:
+        """That a leaf is in the log.
+
+        Args:
+            index: of the leaf.
+            origin: of which log; the one that goes on when left out.
+            size: of the checkpoint to prove it against; the newest when left out.
+
+        Raises:
+            KeyNotFoundError: there is no such leaf, or no checkpoint of that size.
+            StorageError: the log cannot be read, or was damaged.
+        """
+        note = await self._note(origin, size)
+        checkpoint = read_text(note)
+        number = self._origin(checkpoint.origin)
+        batch = await self._driver.read(scripts.batch_of, number, index)
+        if batch is None or not 0 <= index < checkpoint.size:
+            raise KeyNotFoundError("index: the log has no such leaf yet")
+        wanted = needed(inclusion(index, checkpoint.size))
+        hashes = await self._driver.read_aside(scripts.hashes_of, number, wanted)
+        at = index - batch.first
+        proof = inclusion_proof(index, batch.hashes[at * 32 : (at + 1) * 32], note, hashes)
+        leaf = None if batch.leaves is None else batch.leaves.split(b"\n")[at]
+        said = {} if leaf is None else read_leaf(leaf)
+        document = {
+            "log": checkpoint.origin,
+            "verifier_key": str(self.verifier(number)),
+            "checkpoint": note,
+            "leaf": None if leaf is None else leaf.decode(),
+            **proof,
+        }
+        return Proved(document, said.get("environment"))
+
+    async def prove_growth(
+        self, old: int, *, origin: int | None = None, size: int | None = None
+    ) -> dict[str, Any]:
+        """That the log of one checkpoint is the start of that of another.
+
+        Raises:
+            KeyNotFoundError: there is no such checkpoint.
+            ValidationError: the old one is the larger one.
+            StorageError: the log cannot be read, or was damaged.
+        """
+        note = await self._note(origin, size)
+        checkpoint = read_text(note)
+        if old > checkpoint.size:
+            raise ValidationError(f"from: the checkpoint has {checkpoint.size} leaves only")
+        number = self._origin(checkpoint.origin)
+        before = await self._note(number, old)
+        wanted = needed(consistency(old, checkpoint.size))
+        hashes = await self._driver.read_aside(scripts.hashes_of, number, wanted)
+        return {
+            "log": checkpoint.origin,
+            "verifier_key": str(self.verifier(number)),
+            "old_checkpoint": before,
+            "checkpoint": note,
+            **consistency_proof(before, note, hashes),
+        }
+
+    @staticmethod
+    def _origin(name: str) -> int:
+        return int(name.rpartition("/")[2])
+
+    async def _note(self, origin: int | None, size: int | None) -> str:
+        if origin is None:
+            state, note = await self.newest()
+            if size is None:
+                return note
+            origin = state.origin
+        if size is None:
+            found = await self._driver.read(scripts.state_of, origin)
+            size = 0 if found is None else found.size
+        known = await self._driver.read(scripts.note_at, origin, size)
+        if known is None:
+            raise KeyNotFoundError(f"size: there is no checkpoint of {size} leaves")
+        return known
+
+    async def verify(
+        self,
+        notes: list[str],
+        *,
+        first_log: int = 1,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AsyncIterator[Finding]:
+        """Check all of it; yields what does not fit.
+
+        Args:
+            notes: checkpoints from outside of the database.
+            first_log: the log to start with; that there is one before it is no finding.
+            progress: called with leaves checked, and leaves in all.
+        """
+        outside: dict[int, dict[int, bytes]] = {}
+        for note in notes:
+            known = self._notary.read(note)
+            if known is None:
+                if self._notary.is_named_in(note):
+                    yield Finding("a checkpoint outside of the database has a wrong signature")
+                continue  # else it is of another database, which may use the same sink
+            outside.setdefault(known[0], {})[known[1]] = read_text(note).root
+        there = [o for o in await self._driver.read(scripts.origins) if o >= first_log]
+        for before, origin in pairwise([first_log - 1, *there]):
+            if origin > before + 1:
+                yield Finding(f"the logs from {before + 1} to {origin - 1} are gone", before + 1)
+        for origin in sorted(o for o in outside if o > max(there, default=0)):
+            yield Finding("a checkpoint outside of the database is of a log that is gone", origin)
+        total = 0
+        for origin in there:
+            state = await self._driver.read(scripts.state_of, origin)
+            total += 0 if state is None else state.size
+        done, last_id = 0, -_ALL
+        for origin in there:
+            nodes = await self._driver.read_aside(scripts.nodes_of, origin)
+            check = LogCheck(self._notary, origin, nodes, outside.get(origin, {}))
+            async for found in self._check(check, origin, last_id, first_log):
+                if found is None:
+                    progress(done + check.size, total)
+                else:
+                    yield found
+            if origin > first_log:
+                cites = "no checkpoint" if check.previous is None else _brief(check.previous)
+                yield Finding(f"the log was started anew, after {cites}", origin, 0)
+            done, last_id = done + check.size, check.last_id
+            if origin == there[-1]:
+                async for waits in self._waiting(check):
+                    yield waits
+
+    async def _check(
+        self, check: LogCheck, origin: int, after: int, first_log: int
+    ) -> AsyncIterator[Finding | None]:
+        """Findings, and ``None`` after each stretch."""
+        start = await self._driver.read(scripts.batch_of, origin, 0)
+        # A log that was started anew may hold again what an older one holds.
+        first, seen = 0, after if start is None else min(after, start.last_id)
+        if start is not None and first_log == origin > 1:
+            seen = start.last_id  # what comes before it is not asked about
+        while True:
+            stretch = await self._driver.read_aside(scripts.stretch, origin, first, seen, _BATCHES)
+            state, batches = stretch.state, stretch.batches
+            check.legacy_to = state.legacy_to if state is not None else 0
+            kept = state.kept_from if state is not None and self._notary.knows(state) else 0
+            for found in await asyncio.to_thread(_listed, check, batches, stretch.events, kept):
+                yield found
+            yield None
+            if stretch.whole:
+                break
+            first, seen = batches[-1].first + 1, check.last_id
+        for found in check.end(state):
+            yield found
+
+    async def _waiting(self, check: LogCheck) -> AsyncIterator[Finding]:
+        after, whole = check.last_id, False
+        while not whole:
+            view = await self._driver.read_aside(scripts.view, after, _EVENTS)
+            whole = len(view.rows) < _EVENTS
+            if (
+                view.state is not None
+                and view.state.size != check.size
+                and not after - check.last_id
+            ):
+                return  # sealed meanwhile: what waited is in the log now
+            for found in check.waiting(view.rows, view.written, last=whole):
+                yield found
+            after = view.rows[-1][0] if view.rows else after
+
+
+def _listed(
+    check: LogCheck, batches: list[LogBatch], events: list[tuple[Any, ...]], kept: int
+) -> list[Finding]:
+    return list(check.check(batches, events, kept))
+
+
+def _brief(note: str) -> str:
+    try:
+        known = read_text(note)
+    except ValidationError:
+        return "an unreadable checkpoint"
+    return f"{known.origin} with {known.size} leaves"
+
+
+def log_of(backend: Backend) -> Log:
+    """The log of a backend.
+
+    Raises:
+        ConfigurationError: it has none.
+    """
+    if backend.log is None or backend.notary is None:
+        raise ConfigurationError(
+            "DATABASE_URL=memory:// has no transparency log: use SQLite or PostgreSQL"
+        )
+    return Log(backend.log, backend.notary)
+
+
+async def notes_outside(deployment: Deployment, files: Sequence[Path]) -> list[str]:
+    """The checkpoints that are kept outside of the database: in files, and in the sink.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or holds none.
+        StorageError: the sink cannot say.
+    """
+    notes: list[str] = []
+    for path in files:
+        found = await asyncio.to_thread(_read_notes, path)
+        if not found:
+            raise ConfigurationError(f"{path} holds no checkpoint")
+        notes += found
+    sealer, where = deployment.sealer, deployment.settings.AUDIT_SINK
+    if sealer is None or sealer.courier is None:
+        return notes
+    if "://" not in where and await asyncio.to_thread(Path(where).exists):
+        return notes + await asyncio.to_thread(_read_notes, Path(where))
+    newest = await sealer.courier.newest()
+    return notes if newest is None else [*notes, newest]
+
+
+def _read_notes(path: Path) -> list[str]:
+    try:
+        return notes_in(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
