@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import subprocess
 import sys
@@ -19,38 +18,7 @@ import trustme
 from api_key_manager.core.exceptions import ConfigurationError, ValidationError, VaultError
 from api_key_manager.vault_integration import AppRole, Kubernetes, VaultClient
 from tests.services import free_port
-from tests.vault_server import ROOT, RealVault, StandIn, Vault, real_vault, stand_in
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[RealVault | None]:
-    address, token = os.environ.get("VAULT_ADDR"), os.environ.get("VAULT_TOKEN")
-    if address and token:
-        yield RealVault(address, token)  # prepared as docs/vault.md says
-        return
-    with real_vault() as vault:
-        if vault is not None:
-            vault.prepare()
-        yield vault
-
-
-@pytest.fixture(params=["stand-in", "real"])
-def vault(request: pytest.FixtureRequest, real: RealVault | None) -> Iterator[Vault]:
-    if request.param == "real":
-        if real is None:
-            pytest.skip("neither bao nor vault is on PATH, and VAULT_ADDR is not set")
-        yield real
-        return
-    with stand_in() as vault:
-        vault.prepare()
-        yield vault
-
-
-@pytest.fixture
-def fake() -> Iterator[StandIn]:
-    with stand_in() as vault:
-        vault.prepare()
-        yield vault
+from tests.vault_server import ROOT, StandIn, Vault, stand_in
 
 
 @pytest.fixture
