@@ -100,7 +100,9 @@ class Vault:
         self.api("POST", "sys/auth/approle", {"type": "approle"}, namespace=namespace)
         self.api("POST", "transit/keys/akm", {"type": "aes256-gcm96"}, namespace=namespace)
         page = Path(__file__).parents[1] / "docs" / "vault.md"
-        (policy,) = re.findall(r"```hcl\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        (policy,) = re.findall(
+            r"```text\n(path .*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        )
         self.api("PUT", "sys/policies/acl/akm", {"policy": policy}, namespace=namespace)
         deadline = time.monotonic() + 10  # a real one makes a new store ready in its own time
         while "errors" in (found := self.api("GET", "kv/config", ok=False, namespace=namespace)):

@@ -448,7 +448,7 @@ async def test_connection_that_goes_on(issuer: Issuer, clock: Any):
         reader, writer = await wire.open()
         statuses = []
         for step in (0, 0, 0, 21 + 60, 0):
-            clock.seconds += step
+            clock.advance(step)
             writer.write(raw)
             statuses.append((await hear(reader)).status)
         writer.close()

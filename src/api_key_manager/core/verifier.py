@@ -239,6 +239,8 @@ class Verifier:
         """The verdict of one credential for which only charging takes I/O, at half of the price."""
         verdict = judge(key, presented, now, self._rules)
         if verdict.reason is _VALID:
+            if key.stale and presented.token is not None:
+                self._moves.note(key.record, verdict.version, presented.token)
             verdict = await self._charging.charge_one(verdict, key.record, presented, now)
         self._cache.hits += 1
         self._recorder.note(presented, verdict, now, key.record.environment)
