@@ -25,6 +25,7 @@ from api_key_manager.storage import SqlNonceRegister, SqlNonceStore, SqlStore
 from api_key_manager.storage.feed import prune as prune_feed
 from api_key_manager.storage.idempotency import prune as prune_requests
 from api_key_manager.storage.quotas import prune_quotas
+from api_key_manager.vault_integration.secret_store import VaultSecrets
 from api_key_manager.webhooks import Outbox, Sender, Webhooks
 from api_key_manager.wiring.backend import Backend
 from api_key_manager.wiring.backends import open_backend
@@ -41,6 +42,7 @@ from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import key_path
 from api_key_manager.wiring.redis import SharedByRedis, share_by_redis
 from api_key_manager.wiring.supervisor import Supervisor, every
+from api_key_manager.wiring.vault import keep_secrets
 from api_key_manager.wiring.worker import Worker
 
 __all__ = ["Deployment", "open_deployment", "open_manager"]
@@ -57,6 +59,7 @@ _RETAIN_SECONDS = 60.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 _PROBE_SECONDS = 0.5
+_VAULT_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 
 
@@ -104,6 +107,7 @@ class Deployment:
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
         self._sweeps = True
+        self.vault: VaultSecrets | None = None
         self.sealer = _sealer(settings, manager, backend)
         self.github_keys = GITHUB_KEYS
         self.observing = observing
@@ -133,6 +137,10 @@ class Deployment:
         """What is away though requests are answered all the same, as the settings say, and what is
         wrong with the log."""
         found = self.sealer.problems() if self.sealer is not None else []
+        if self.vault is not None and self.vault.problem is not None:
+            found.append(self.vault.problem)
+        if self.backend.keys is not None and self.backend.keys.lease_problem is not None:
+            found.append(self.backend.keys.lease_problem)
         if self.shared is not None:
             return [*self.shared.problems(), *found]
         nonces = self.backend.nonces
@@ -229,6 +237,8 @@ class Deployment:
         await self.observing.close()
         if self.shared is not None:
             await self.shared.close()
+        if self.vault is not None:
+            await self.vault.close()
         await self.backend.close()
 
 
@@ -281,16 +291,20 @@ async def open_deployment(
         opentelemetry: whether its variables in the environment are heeded; else nothing is sent.
 
     Raises:
-        ConfigurationError: a setting or the master key is missing, wrong, or not built yet.
+        ConfigurationError: a setting or the master key is missing or wrong.
         StorageError: the database cannot be opened.
     """
-    settings.require_built()
     observing = Observing(worker, opentelemetry=opentelemetry)
     try:
         backend = await open_backend(settings, observing, create=create, background=background)
+        vault = None
         try:
+            vault = keep_secrets(settings, backend)
             deployment = _deployment(settings, backend, observing, background=background)
+            deployment.vault = vault
         except BaseException:
+            if vault is not None:
+                await vault.close()
             await backend.close()
             raise
     except BaseException:
@@ -300,6 +314,11 @@ async def open_deployment(
         if backend.keys is not None:
             # Also for one command: an import may outgrow a data key.
             deployment.supervisor.start("keyring", backend.keys.keep)
+            if settings.KEK_PROVIDER == "vault-transit":
+                lease = partial(backend.keys.keep_lease, settings.VAULT_LEASE_SECONDS)
+                deployment.supervisor.start("lease", lease)
+        if vault is not None:
+            deployment.supervisor.start("vault", every(_VAULT_SECONDS, vault.renew))
         if deployment.sealer is not None:
             await deployment.sealer.prepare()
         if background:
