@@ -157,7 +157,9 @@ class Log:
             origin = state.origin
         if size is None:
             found = await self._driver.read(scripts.state_of, origin)
-            size = 0 if found is None else found.size
+            if found is None:
+                raise KeyNotFoundError("log: there is no such log")
+            size = found.size
         known = await self._driver.read(scripts.note_at, origin, size)
         if known is None:
             raise KeyNotFoundError(f"size: there is no checkpoint of {size} leaves")
