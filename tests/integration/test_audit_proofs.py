@@ -122,8 +122,9 @@ async def test_api(tmp_path):
                 query = "&".join(f"{key}={value}" for key, value in asked.items())
                 answer = await api("GET", f"/v1/audit/proof?{query}")
                 assert (answer.status_code, answer.json()["field"]) == (422, name), query
-        for query in ("?index=9999", "?id=9999", "?from=2&log=7", "?index=0&size=77", "?index=0&log=7"):
-            answer = await api("GET", f"/v1/audit/proof{query}")
+        unknown = ("index=9999", "id=9999", "from=2&log=7", "index=0&size=77", "index=0&log=7")
+        for query in unknown:
+            answer = await api("GET", f"/v1/audit/proof?{query}")
             assert answer.status_code == 404, query
 
 
