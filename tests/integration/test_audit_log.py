@@ -6,7 +6,17 @@ import random
 
 import pytest
 
-from tests.integration.audit_logs import filled, findings, sealed, truncate, verified
+from api_key_manager.core.models import AuditEvent
+from api_key_manager.storage.events import record_events
+from api_key_manager.wiring import auditing
+from tests.integration.audit_logs import (
+    blob,
+    filled,
+    findings,
+    sealed,
+    truncate,
+    verified,
+)
 from tests.integration.places import Place
 from tests.integration.postgres_nodes import Shared, eventually
 
@@ -296,3 +306,42 @@ async def test_running_server_seals_within_a_second(place):
         await deployment.manager.create_key("last")
     assert place.sql("SELECT size FROM audit_origins") == [(3,)]
     assert await verified(place) == []
+
+
+async def more(deployment) -> None:
+    """Some hundred events more, sealed."""
+    log, notary = deployment.backend.log, deployment.backend.notary
+    events = [AuditEvent(number, "key_validated", "k1") for number in range(600)]
+    await log.driver.write(record_events, events, {}, notary.macs.stamp)
+    await sealed(deployment)
+
+
+async def test_log_that_grows_while_it_is_checked(place, monkeypatch):
+    """What is sealed meanwhile is no finding: a server goes on while its log is verified."""
+    async with filled(place) as deployment:
+        monkeypatch.setattr(auditing, "_BATCHES", 1)
+        driver, rounds = deployment.backend.log.driver, 0
+        read_aside = driver.read_aside
+
+        async def slow_read(script, *args):
+            nonlocal rounds
+            found, rounds = await read_aside(script, *args), rounds + 1
+            if rounds in (1, 6, 12, 20):
+                await more(deployment)
+            return found
+
+        monkeypatch.setattr(driver, "read_aside", slow_read)
+        assert await findings(deployment) == []
+        assert rounds > 20
+
+
+async def test_hash_put_in_beforehand_does_not_stop_the_log(place):
+    """An editor who takes the place of a hash to come is found, and written over."""
+    async with filled(place) as deployment:
+        ((size,),) = place.sql("SELECT size FROM audit_origins")
+        taken = blob(place, b"x" * 32)
+        for position in (size >> 8, 1 << 40):
+            place.sql(f"INSERT INTO audit_nodes VALUES (1, 8, {position}, {taken})")
+        assert [found.leaf for found in await findings(deployment)] == [size >> 8 << 8, 1 << 48]
+        await more(deployment)
+        assert [found.leaf for found in await findings(deployment)] == [1 << 48]

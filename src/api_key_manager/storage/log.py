@@ -63,7 +63,11 @@ _ADVANCE = Statement(
 )  # fmt: skip
 _INSERT_STATE = Statement(audit_origins.insert(), tail=" ON CONFLICT DO NOTHING RETURNING origin")
 _INSERT_BATCH = Statement(audit_batches.insert())
-_INSERT_NODES = Statement(audit_nodes.insert())
+_INSERT_NODES = Statement(
+    audit_nodes.insert(),
+    # What an editor put there beforehand must not stop the log.
+    tail=" ON CONFLICT (origin, level, position) DO UPDATE SET hash = excluded.hash",
+)
 _RAISE_HEAD = Statement(
     audit_head.update()
     .where(audit_head.c.written < bindparam("b_least"))
@@ -95,9 +99,6 @@ _NODES = Statement(
         audit_nodes.c.position < bindparam("b_end"),
     )
     .order_by(audit_nodes.c.position)
-)
-_LEVELS = Statement(
-    select(audit_nodes.c.level).where(audit_nodes.c.origin == bindparam("b_origin")).distinct()
 )
 # A batch is never longer than what is sealed at once, so this looks at no more than it needs.
 _HASHES = Statement(
@@ -341,13 +342,26 @@ def events_between(after: int, last: int, limit: int) -> Script[Rows]:
     return rows
 
 
-def nodes_of(origin: int) -> Script[dict[tuple[int, int], bytes]]:
-    """Every hash of a subtree that is kept of a log, by level and position."""
-    found: dict[tuple[int, int], bytes] = {}
-    for (level,) in (yield _LEVELS(b_origin=origin)):
-        rows = yield _NODES(b_origin=origin, b_level=level, b_first=-_LAST_ID, b_end=_LAST_ID)
-        found.update({(row[0], row[1]): row[2] for row in rows})
-    return found
+def nodes_beyond(
+    origin: int, levels: Sequence[int], limit: int
+) -> Script[tuple[LogState | None, list[tuple[int, int]]]]:
+    """Level and position of subtrees' hashes that a log of this size cannot have, and its state.
+
+    Args:
+        origin: which log.
+        levels: of which subtrees are kept.
+        limit: how many at most.
+    """
+    state = yield from state_of(origin)
+    size, c = state.size if state is not None else 0, audit_nodes.c
+    beyond = [and_(c.level == level, c.position >= size >> level) for level in levels]
+    rows = yield Statement(
+        select(c.level, c.position)
+        .where(c.origin == origin, or_(c.level.not_in(levels), c.position < 0, *beyond))
+        .order_by(c.level, c.position)
+        .limit(limit)
+    )()
+    return state, [(row[0], row[1]) for row in rows]
 
 
 def hashes_of(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from api_key_manager.audit.checkpoint import Verifier, read_text
 from api_key_manager.audit.leaf import read_leaf
-from api_key_manager.audit.merkle import consistency, inclusion
+from api_key_manager.audit.merkle import KEPT_LEVELS, consistency, inclusion
 from api_key_manager.audit.proof import consistency_proof, inclusion_proof, needed
 from api_key_manager.audit.sealing import Notary
 from api_key_manager.audit.sink import notes_in
 from api_key_manager.audit.verify import Finding, LogCheck
 from api_key_manager.core.exceptions import ConfigurationError, KeyNotFoundError, ValidationError
-from api_key_manager.core.sealed import LogBatch, LogState
+from api_key_manager.core.sealed import LogBatch, LogState, LogStretch
 from api_key_manager.storage import log as scripts
 from api_key_manager.storage.log import SqlLog
 from api_key_manager.wiring.backend import Backend
@@ -29,6 +29,8 @@ __all__ = ["Log", "Proved", "log_of", "notes_outside"]
 _BATCHES: Final = 64
 _EVENTS: Final = 10_000
 _ALL: Final = 2**63 - 1
+_LEVELS: Final = range(KEPT_LEVELS, 64, KEPT_LEVELS)
+_STRANGE: Final = 1000
 
 
 class Proved(NamedTuple):
@@ -199,8 +201,7 @@ class Log:
             total += 0 if state is None else state.size
         done, last_id = 0, -_ALL
         for origin in there:
-            nodes = await self._driver.read_aside(scripts.nodes_of, origin)
-            check = LogCheck(self._notary, origin, nodes, outside.get(origin, {}))
+            check = LogCheck(self._notary, origin, outside.get(origin, {}))
             async for found in self._check(check, origin, last_id, first_log):
                 if found is None:
                     progress(done + check.size, total)
@@ -228,14 +229,32 @@ class Log:
             state, batches = stretch.state, stretch.batches
             check.legacy_to = state.legacy_to if state is not None else 0
             kept = state.kept_from if state is not None and self._notary.knows(state) else 0
-            for found in await asyncio.to_thread(_listed, check, batches, stretch.events, kept):
+            # Never before the batches: the log may grow meanwhile.
+            nodes = await self._nodes(origin, batches)
+            for found in await asyncio.to_thread(_listed, check, stretch, nodes, kept):
                 yield found
             yield None
             if stretch.whole:
                 break
             first, seen = batches[-1].first + 1, check.last_id
-        for found in check.end(state):
+        # Since then it may have grown.
+        later, strange = await self._driver.read_aside(
+            scripts.nodes_beyond, origin, _LEVELS, _STRANGE
+        )
+        sure = later is not None and self._notary.knows(later)
+        for found in check.end(state, strange if sure else []):
             yield found
+
+    async def _nodes(
+        self, origin: int, batches: Sequence[LogBatch]
+    ) -> dict[tuple[int, int], bytes]:
+        """The kept hashes of subtrees that end in some batches."""
+        if not batches:
+            return {}
+        first, end = batches[0].first, batches[-1].first + batches[-1].length
+        spans = [(level, first >> level, end >> level) for level in _LEVELS]
+        wanted = [span for span in spans if span[1] < span[2]]
+        return await self._driver.read_aside(scripts.hashes_of, origin, wanted)
 
     async def _waiting(self, check: LogCheck) -> AsyncIterator[Finding]:
         after, whole = check.last_id, False
@@ -254,9 +273,9 @@ class Log:
 
 
 def _listed(
-    check: LogCheck, batches: list[LogBatch], events: list[tuple[Any, ...]], kept: int
+    check: LogCheck, stretch: LogStretch, nodes: dict[tuple[int, int], bytes], kept: int
 ) -> list[Finding]:
-    return list(check.check(batches, events, kept))
+    return list(check.check(stretch.batches, stretch.events, nodes, kept))
 
 
 def _brief(note: str) -> str:
