@@ -345,3 +345,44 @@ async def test_hash_put_in_beforehand_does_not_stop_the_log(place):
         assert [found.leaf for found in await findings(deployment)] == [size >> 8 << 8, 1 << 48]
         await more(deployment)
         assert [found.leaf for found in await findings(deployment)] == [1 << 48]
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("audit_batches", "first count number last_id sealed_at hashes note mac leaves"),
+        ("audit_origins", "name size number row_id legacy_to kept_from peaks mac"),
+        ("audit_head", "written"),
+        ("audit_events", "number revision mac detail count at"),
+    ],
+)
+@pytest.mark.parametrize("value", ["'x'", "x'00ff'", "-7", "1.5", "9e99", "1000000000000"])
+async def test_value_of_any_type_is_a_finding(tmp_path, table, columns, value):
+    """SQLite keeps what no column of ours holds: it is found, and fails nothing that looks."""
+    place = Place(tmp_path)
+    async with place.open(background=False) as deployment:
+        await deployment.manager.create_key("k")
+        await sealed(deployment)
+    for column in columns.split():
+        where = {"audit_batches": "first = 1", "audit_events": "id = 1"}.get(table, "true")
+        ((known,),) = place.sql(f"SELECT quote({column}) FROM {table} WHERE {where}")
+        place.sql(f"UPDATE {table} SET {column} = {value} WHERE {where}")
+        async with place.open(create=False, background=False) as deployment:
+            assert await findings(deployment), column
+            await deployment.sealer.look()
+            if column == "number":
+                await deployment.manager.find_audit(limit=10)
+        back = where.replace("first = 1", "first <> 0")
+        place.sql(f"UPDATE {table} SET {column} = {known} WHERE {back}")
+    assert await verified(place) == []
+
+
+async def test_batch_before_the_first_is_found(place):
+    """A row that no leaf's index leads to is no place to hide anything."""
+    async with filled(place):
+        pass
+    place.sql(
+        "INSERT INTO audit_batches SELECT origin, -5, count, number, last_id, sealed_at, hashes,"
+        " note, mac, leaves FROM audit_batches WHERE first = 1"
+    )
+    assert any("another leaf -5" in found.message for found in await verified(place))

@@ -114,10 +114,8 @@ class LogCheck:
                 f"the row of leaves {batch.first} to {batch.first + batch.length - 1}, or its"
                 " checkpoint, was edited", batch.first,
             )  # fmt: skip
-        # An editor may have put a value of any type into any column.
-        joined: object = batch.hashes
-        hashes = cut_hashes(joined) if isinstance(joined, bytes) else []
-        if len(hashes) != batch.length or len(hashes[-1]) != HASH_BYTES:
+        hashes = cut_hashes(batch.hashes)
+        if batch.length < 1 or len(batch.hashes) != HASH_BYTES * batch.length:
             yield self._finding("its hashes were edited", batch.first)
             hashes = [bytes(HASH_BYTES)] * batch.length
         if batch.leaves is None:

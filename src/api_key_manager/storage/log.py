@@ -22,6 +22,7 @@ from api_key_manager.core.models import AuditEvent
 from api_key_manager.core.sealed import LogBatch, LogState, LogStretch, LogView, Stamp
 from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.events import MOST_LEAVES, append
+from api_key_manager.storage.log_rows import batch_from, state_from, whole
 
 __all__ = ["SqlLog", "begin", "glance", "publish", "view"]
 
@@ -188,15 +189,15 @@ def view(after: int | None, limit: int) -> Script[LogView]:
         limit: how many.
     """
     heads = yield _HEAD()
-    written, legacy_to = heads[0] if heads else (-1, 0)
+    written, legacy_to = map(whole, heads[0]) if heads else (-1, 0)
     states = yield _STATE()
     if not states:
         return LogView(None, 0, None, written, legacy_to, [])
-    state = LogState(*states[0])
+    state = state_from(states[0])
     ends = yield _END(b_origin=state.origin)
     end, note = ends[0] if ends else (0, None)
     rows = yield _UNSEALED(b_after=state.row_id if after is None else after, b_limit=limit)
-    return LogView(state, end, note, written, legacy_to, rows)
+    return LogView(state, whole(end), note, written, legacy_to, rows)
 
 
 def begin(
@@ -308,13 +309,13 @@ def repair_head(written: int) -> Script[None]:
 def origins() -> Script[list[int]]:
     """The numbers of all logs of this database."""
     rows = yield _ORIGINS()
-    return [row[0] for row in rows]
+    return [whole(row[0]) for row in rows]
 
 
 def state_of(origin: int) -> Script[LogState | None]:
     """How far one log has come."""
     rows = yield _STATE_OF(b_origin=origin)
-    return LogState(*rows[0]) if rows else None
+    return state_from(rows[0]) if rows else None
 
 
 def stretch(origin: int, first: int, after: int, limit: int) -> Script[LogStretch]:
@@ -328,7 +329,7 @@ def stretch(origin: int, first: int, after: int, limit: int) -> Script[LogStretc
     """
     state = yield from state_of(origin)
     rows = yield _BATCHES(b_origin=origin, b_first=first, b_limit=limit)
-    batches = [LogBatch(*row) for row in rows]
+    batches = [batch_from(row) for row in rows]
     events: Rows = []
     if batches:
         last = max(batch.last_id for batch in batches)
@@ -361,7 +362,7 @@ def nodes_beyond(
         .order_by(c.level, c.position)
         .limit(limit)
     )()
-    return state, [(row[0], row[1]) for row in rows]
+    return state, [(whole(row[0]), whole(row[1])) for row in rows]
 
 
 def hashes_of(
@@ -392,7 +393,7 @@ def hashes_of(
 def batch_of(origin: int, index: int) -> Script[LogBatch | None]:
     """The batch that holds a leaf."""
     rows = yield _HOLDS(b_origin=origin, b_index=index)
-    batch = LogBatch(*rows[0]) if rows else None
+    batch = batch_from(rows[0]) if rows else None
     return batch if batch is not None and index < batch.first + batch.length else None
 
 

@@ -221,7 +221,7 @@ class Log:
         """Findings, and ``None`` after each stretch."""
         start = await self._driver.read(scripts.batch_of, origin, 0)
         # A log that was started anew may hold again what an older one holds.
-        first, seen = 0, after if start is None else min(after, start.last_id)
+        first, seen = -_ALL, after if start is None else min(after, start.last_id)
         if start is not None and first_log == origin > 1:
             seen = start.last_id  # what comes before it is not asked about
         while True:
@@ -234,7 +234,7 @@ class Log:
             for found in await asyncio.to_thread(_listed, check, stretch, nodes, kept):
                 yield found
             yield None
-            if stretch.whole:
+            if stretch.whole or batches[-1].first < first:  # or their order was spoiled
                 break
             first, seen = batches[-1].first + 1, check.last_id
         # Since then it may have grown.
