@@ -250,12 +250,12 @@ def oldest(origin: int, first: int, before: int, limit: int) -> Script[tuple[int
         origin: which log.
         first: the first leaf that is looked at.
         before: the instant.
-        limit: how many batches at most.
+        limit: how many leaves, up to the end of a batch.
     """
     rows = yield _OLDEST(b_origin=origin, b_first=first, b_limit=limit)
     end: tuple[int, int] | None = None
     for start, length, last_id, sealed_at in rows:
-        if sealed_at >= before:
+        if sealed_at >= before or start - first >= limit:
             break
         end = (start + length, last_id)
     return end
