@@ -15,8 +15,13 @@ from api_key_manager.connections.tables import key_uses, key_versions, keys, met
 from api_key_manager.core import KeyManager, Reason, StorageError, sign
 from tests.integration.places import Place, signed
 
-# The sweeper's hint only; and who may write last uses may lie about them. See connections.tables.
-UNCOVERED = {"keys": {"next_end_at"}, "key_uses": {column.name for column in key_uses.columns}}
+# The sweeper's hint only; how a leaked secret is found, which doctor looks at; and who may write last
+# uses may lie about them. See connections.tables.
+UNCOVERED = {
+    "keys": {"next_end_at"},
+    "key_versions": {"mark"},
+    "key_uses": {column.name for column in key_uses.columns},
+}
 VANISHES = {("keys", "key_id"), ("keys", "deleted_at")}
 YEAR = 365 * 86_400
 EDITS = ["'x'", "x'00ff'", "7", "1e999", "NULL", "CAST(x'ff' AS TEXT)"]
@@ -220,7 +225,7 @@ async def test_no_change_launders_an_edit(place, grant, how):
             # A version that has ended, and the hint that has the sweeper write it down.
             place.sql(
                 "INSERT INTO key_versions SELECT key_id, 9, created_at, 5, 0, sealed, digest,"
-                " pepper FROM key_versions WHERE key_id = ? LIMIT 1", key_id,
+                " pepper, mark, leaked_at FROM key_versions WHERE key_id = ? LIMIT 1", key_id,
             )  # fmt: skip
             place.sql("UPDATE keys SET next_end_at = 5 WHERE key_id = ?", key_id)
             await manager.sweep()
@@ -283,11 +288,11 @@ async def test_missing_and_added_versions(place):
             "DELETE FROM key_versions WHERE key_id = 'k' AND version = 2",
             "DELETE FROM key_versions WHERE key_id = 'k'",
             (
-                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL"
+                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL, mark, NULL"
                 " FROM key_versions WHERE key_id = 'other'"
             ),
             (
-                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL"
+                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL, mark, NULL"
                 " FROM key_versions WHERE key_id = 'k' AND version = 1"
             ),
         ):

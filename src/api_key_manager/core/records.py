@@ -198,12 +198,18 @@ class _Flight:
 
 
 class Records:
-    """Where open records come from: the cache, else one read per key however many ask."""
+    """Where open records come from: the cache, else one read per key however many ask.
+
+    Attributes:
+        known: the revision of the last change of a key that this process has seen, else 0. A
+            record that is older was put back to what it was before.
+    """
 
     def __init__(self, load: Load, box: SecretBox, cache: RecordCache) -> None:
         self._load_stored = load
         self._box = box
         self.cache = cache
+        self.known: Callable[[str], int] = lambda key_id: 0
         self._flights: dict[str, _Flight] = {}
         # When each key last changed, counted in changes; what is no longer known changed at floor.
         self.changes = 0
@@ -359,6 +365,8 @@ class Records:
         return {key_id: flight.read for key_id, flight in flights.items() if flight.read}
 
     async def _fetch(self, key_ids: list[str]) -> dict[str, Found | None]:
+        # Before the store is asked: what it answers cannot be from before that.
+        known = {key_id: self.known(key_id) for key_id in key_ids}
         try:
             records = await self._load_stored(key_ids)
         except StorageError as error:
