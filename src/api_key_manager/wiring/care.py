@@ -15,7 +15,7 @@ from api_key_manager.core.exceptions import (
     EncryptionError,
     StorageError,
 )
-from api_key_manager.core.records import open_record
+from api_key_manager.core.records import marks_fit, open_record
 from api_key_manager.storage import SqliteDriver, SqlStore, scripts
 from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
@@ -171,6 +171,7 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
     manager = deployment.manager
     broken: list[str] = []
     static: list[str] = []
+    hidden: list[str] = []
     count = 0
     store = manager.store
     last = ""
@@ -186,6 +187,8 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
                 static.append(record.key_id)
             try:
                 open_record(record, manager.box)
+                if not marks_fit(record, manager.box):
+                    hidden.append(record.key_id)
             except EncryptionError:
                 broken.append(record.key_id)
         last = page[-1].key_id
@@ -195,6 +198,9 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
         )
     else:
         yield Finding("ok", "records", f"all {count} fit their MACs and open")
+    if hidden:
+        words = f"the marks of {len(hidden)} were edited, by which a leaked secret is found"
+        yield Finding("error", "records", f"{words}: {_some(hidden)}")
     if static:
         yield Finding(
             "warning", "static signatures",
