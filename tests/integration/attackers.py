@@ -12,7 +12,7 @@ from api_key_manager.wiring import diagnose
 from tests.integration.audit_logs import blob
 from tests.integration.places import Place
 
-__all__ = ["Copy", "copied", "dump", "errors", "literal", "put"]
+__all__ = ["Copy", "copied", "dump", "errors", "literal", "put", "roll_back"]
 
 
 def literal(place: Place, value: object) -> str:
@@ -30,7 +30,8 @@ def copied(table: Table, where: str, **changes: str) -> str:
     """An INSERT of a row like another one, but for some columns, which are given as SQL."""
     names = [column.name for column in table.columns]
     values = ", ".join(changes.get(name, name) for name in names)
-    return f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {values} FROM {table.name} WHERE {where}"  # noqa: E501 - one statement
+    into = f"INSERT INTO {table.name} ({', '.join(names)})"
+    return f"{into} SELECT {values} FROM {table.name} WHERE {where}"
 
 
 def dump(place: Place) -> dict[str, list[tuple[Any, ...]]]:
@@ -52,6 +53,14 @@ def put(place: Place, table: Table, rows: Iterable[tuple[Any, ...]]) -> None:
         ]
         listed = ", ".join(literal(place, value) for value in values)
         place.sql(f"INSERT INTO {table.name} ({names}) VALUES ({listed})")
+
+
+def roll_back(place: Place, state: Mapping[str, list[tuple[Any, ...]]]) -> None:
+    """Make the whole database what it was when it was dumped."""
+    for table in reversed(metadata.sorted_tables):
+        place.sql(f"DELETE FROM {table.name}")
+    for table in metadata.sorted_tables:
+        put(place, table, state[table.name])
 
 
 class Copy:

@@ -15,8 +15,8 @@ from api_key_manager.connections.tables import key_uses, key_versions, keys, met
 from api_key_manager.core import KeyManager, Reason, StorageError, sign
 from tests.integration.places import Place, signed
 
-# The sweeper's hint only; how a leaked secret is found, which doctor looks at; and who may write last
-# uses may lie about them. See connections.tables.
+# The sweeper's hint only; how a leaked secret is found, which doctor looks at; and who may write
+# last uses may lie about them. See connections.tables.
 UNCOVERED = {
     "keys": {"next_end_at"},
     "key_versions": {"mark"},
@@ -288,12 +288,12 @@ async def test_missing_and_added_versions(place):
             "DELETE FROM key_versions WHERE key_id = 'k' AND version = 2",
             "DELETE FROM key_versions WHERE key_id = 'k'",
             (
-                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL, mark, NULL"
-                " FROM key_versions WHERE key_id = 'other'"
+                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL,"
+                " mark, NULL FROM key_versions WHERE key_id = 'other'"
             ),
             (
-                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL, mark, NULL"
-                " FROM key_versions WHERE key_id = 'k' AND version = 1"
+                "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL,"
+                " mark, NULL FROM key_versions WHERE key_id = 'k' AND version = 1"
             ),
         ):
             place.sql(edit)

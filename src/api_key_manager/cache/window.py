@@ -49,10 +49,6 @@ class Window:
             self._last[change.key_id] = change.revision
             self.newest = change
 
-    def revision_of(self, key_id: str) -> int:
-        """That of the last change of a key that is known; 0 when none is."""
-        return self._last.get(key_id, 0)
-
     def holds(self, key_id: str, as_of: Changed) -> bool:
         """Whether a record of this key, read as of a change, is what the store holds now."""
         if self.newest is None:

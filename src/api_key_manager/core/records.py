@@ -66,7 +66,7 @@ def is_intact(record: ApiKey, box: SecretBox) -> bool:
 
 def edited(record: ApiKey) -> str:
     """What there is to say of a record that is not intact."""
-    return f"the stored record of key {record.key_id} was edited or damaged"
+    return f"the stored record of key {record.key_id} was edited or damaged, or rolled back"
 
 
 def open_record(record: ApiKey, box: SecretBox) -> OpenKey:
@@ -214,18 +214,12 @@ class _Flight:
 
 
 class Records:
-    """Where open records come from: the cache, else one read per key however many ask.
-
-    Attributes:
-        known: the revision of the last change of a key that this process has seen, else 0. A
-            record that is older was put back to what it was before.
-    """
+    """Where open records come from: the cache, else one read per key however many ask."""
 
     def __init__(self, load: Load, box: SecretBox, cache: RecordCache) -> None:
         self._load_stored = load
         self._box = box
         self.cache = cache
-        self.known: Callable[[str], int] = lambda key_id: 0
         self._flights: dict[str, _Flight] = {}
         # When each key last changed, counted in changes; what is no longer known changed at floor.
         self.changes = 0
@@ -381,8 +375,6 @@ class Records:
         return {key_id: flight.read for key_id, flight in flights.items() if flight.read}
 
     async def _fetch(self, key_ids: list[str]) -> dict[str, Found | None]:
-        # Before the store is asked: what it answers cannot be from before that.
-        known = {key_id: self.known(key_id) for key_id in key_ids}
         try:
             records = await self._load_stored(key_ids)
         except StorageError as error:

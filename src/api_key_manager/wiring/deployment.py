@@ -357,7 +357,6 @@ async def _start(deployment: Deployment) -> None:
         backend.keys.renewed = manager.records.changed_all
         supervisor.start("digests", every(_MOVE_SECONDS, deployment.move_digests))
     if backend.feed is not None:
-        manager.records.known = deployment.window.revision_of
         deployment.follower = Follower(
             backend.feed,
             manager.records,
