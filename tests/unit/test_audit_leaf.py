@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 
 import pytest
@@ -73,6 +74,15 @@ def test_leaf_that_is_none(leaf):
     """What is no JSON object is refused in one way."""
     with pytest.raises(ValueError, match="no JSON object"):
         read_leaf(leaf)
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_macs_are_hmac_sha256(key):
+    """The MACs are those of the standard library's HMAC."""
+    message = json.dumps(["akm-log-state-1", 7, None], separators=(",", ":")).encode()
+    expected = hmac.digest(key, message, "sha256")
+    assert EventMacs(key).of("akm-log-state-1", 7, None) == expected
+    assert EventMacs(key).vouches(expected, "akm-log-state-1", 7, None)
 
 
 def test_stamped_rows_fit():

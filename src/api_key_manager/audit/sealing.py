@@ -15,7 +15,7 @@ from api_key_manager.audit.leaf import (
     origin_leaf,
     salted,
 )
-from api_key_manager.audit.merkle import HASH_BYTES, Node, grow, leaf_hash, root_of
+from api_key_manager.audit.merkle import HASH_BYTES, Node, grow, leaf_hashes, root_of
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.sealed import LogBatch, LogState
 
@@ -205,7 +205,7 @@ class Notary:
         at: int,
     ) -> Addition:  # fmt: skip
         peaks = cut_hashes(state.peaks)
-        hashes = [leaf_hash(leaf) for leaf in leaves]
+        hashes = leaf_hashes(leaves)
         nodes = grow(state.size, peaks, hashes)
         size, length = state.size + len(leaves), len(leaves)
         text = Checkpoint(state.name, size, root_of(peaks)).text()

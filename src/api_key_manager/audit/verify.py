@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from api_key_manager.audit.checkpoint import Checkpoint
 from api_key_manager.audit.leaf import SALTED_BYTES, event_body, read_leaf, split_salt
-from api_key_manager.audit.merkle import HASH_BYTES, grow, leaf_hash, root_of
+from api_key_manager.audit.merkle import HASH_BYTES, grow, leaf_hashes, root_of
 from api_key_manager.audit.sealing import Notary, cut_hashes
 from api_key_manager.core.sealed import LogBatch, LogState
 
@@ -154,7 +154,7 @@ class LogCheck:
                 " edited", batch.first,
             )  # fmt: skip
             return
-        computed = [leaf_hash(leaf) for leaf in leaves]
+        computed = leaf_hashes(leaves)
         if computed != hashes:
             for index, (one, other) in enumerate(zip(computed, hashes, strict=True), batch.first):
                 if one != other:
@@ -321,4 +321,6 @@ def _body(index: int, row: tuple[Any, ...]) -> bytes | None:
 
 
 def _is_unstamped(row: tuple[Any, ...]) -> bool:
-    return row[-1] is None and row[-2] is None
+    # Of a blob and of its base64 a leaf would say the same.
+    plain = not any(isinstance(value, bytes) for value in row)
+    return row[-1] is None and row[-2] is None and plain

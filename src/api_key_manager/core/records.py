@@ -31,6 +31,7 @@ __all__ = [
     "boot_clock",
     "edited",
     "is_intact",
+    "keep_record",
     "live_secrets",
     "mark_of",
     "marks_fit",
@@ -106,6 +107,20 @@ def seal_record(
     return KeyVersion(version, at, digest=digest, pepper=pepper)
 
 
+async def keep_record(
+    box: SecretBox, key_id: str, version: int, secret: str, kind: Kind, at: int
+) -> KeyVersion:
+    """The same of a key that is to be stored: its secret goes where secrets are kept.
+
+    Raises:
+        StorageError: it cannot be kept now.
+    """
+    if kind != "signed":
+        return seal_record(box, key_id, version, secret, kind, at)
+    sealed = await box.keep(key_id, version, secret.encode())
+    return KeyVersion(version, at, sealed=sealed, mark=mark_of(box, secret))
+
+
 def mark_of(box: SecretBox, secret: str) -> bytes:
     """How a secret is found when only it is known: a keyed digest of one that has our form.
 
@@ -176,7 +191,7 @@ class RecordCache:
         """Keep a key, if the lease runs."""
         now = boot_clock()
         if now < self._lease:
-            self.map.put(key.record.key_id, key, now + self._ttl)
+            self.map.put(key.record.key_id, key, min(now + self._ttl, key.until))
 
     def stats(self) -> dict[str, int]:
         return {**self.map.stats(), "hits": self.hits, "misses": self.misses}
@@ -253,8 +268,9 @@ class Records:
             version.pepper is not None and not self._box.is_newest(version.pepper)
             for version in record.versions
         )
+        until = self._box.lasts_until(record)
         make_ready = partial(self._make_ready, record)
-        return OpenKey(record, make_ready, decoy=decoy, stale=stale and not decoy)
+        return OpenKey(record, make_ready, decoy=decoy, stale=stale and not decoy, until=until)
 
     def _make_ready(self, record: ApiKey, kind: Kind) -> tuple[OpenVersion, ...]:
         """Of a credential of the other kind nothing is proved, at the price of an unknown key."""
@@ -382,6 +398,7 @@ class Records:
         if not all(map(self._is_known, records)):
             # Sealed under a key that another node minted since this one looked last.
             await self._box.learn()
+        await self._box.fetch([record for record in records if record is not None])
         return dict(zip(key_ids, map(self._open, records), strict=True))
 
     def _is_known(self, record: ApiKey | None) -> bool:

@@ -233,12 +233,7 @@ def apply(
     yield from _put(wanted, done, stored, stamp)
     yield _NOTIFY()
     if receipt is not None:
-        kept = yield _KEEP_ANSWER(
-            b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
-            b_answer=receipt.answer, b_expires_at=receipt.expires_at,
-        )  # fmt: skip
-        if not kept:
-            raise ConflictError("the request was not begun, or took too long")
+        yield from keep_answer(receipt)
     return done
 
 
@@ -268,6 +263,16 @@ def _refuse_rolled_back(
             told = f"the stored record of key {record.key_id} was rolled back"
             _log.error("%s", told)
             raise ConflictError(f"{told}: it can only be deleted")
+
+
+def keep_answer(receipt: Receipt) -> Script[None]:
+    """Keep the answer of a request with the change that it made."""
+    kept = yield _KEEP_ANSWER(
+        b_scope=receipt.scope, b_key=receipt.key, b_fingerprint=receipt.fingerprint,
+        b_answer=receipt.answer, b_expires_at=receipt.expires_at,
+    )  # fmt: skip
+    if not kept:
+        raise ConflictError("the request was not begun, or took too long")
 
 
 def _decide(
