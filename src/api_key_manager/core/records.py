@@ -34,7 +34,6 @@ __all__ = [
     "keep_record",
     "live_secrets",
     "mark_of",
-    "marks_fit",
     "open_record",
     "seal_record",
 ]
@@ -142,21 +141,6 @@ def live_secrets(record: ApiKey, box: SecretBox) -> list[str]:
         for version in record.versions
         if version.sealed is not None
     ]
-
-
-def marks_fit(record: ApiKey, box: SecretBox) -> bool:
-    """Whether the secrets of an intact record would be found, should they leak: their marks, where
-    they have any, are theirs.
-
-    Raises:
-        EncryptionError: a secret cannot be opened.
-    """
-    sealed = [version for version in record.versions if version.sealed is not None]
-    return all(
-        version.mark is None
-        or (isinstance(version.mark, bytes) and matches(mark_of(box, secret), version.mark))
-        for version, secret in zip(sealed, live_secrets(record, box), strict=True)
-    )
 
 
 Found = OpenKey | StorageError

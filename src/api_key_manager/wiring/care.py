@@ -15,12 +15,13 @@ from api_key_manager.core.exceptions import (
     EncryptionError,
     StorageError,
 )
-from api_key_manager.core.records import marks_fit, open_record
+from api_key_manager.core.records import open_record
 from api_key_manager.storage import SqliteDriver, SqlStore, scripts
 from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
 from api_key_manager.wiring.findings import Finding, keyring_findings
 from api_key_manager.wiring.limits import unshared_between_nodes
+from api_key_manager.wiring.marking import marks_fit
 from api_key_manager.wiring.places import database_path
 from api_key_manager.wiring.token_care import tokens_to_look_at
 from api_key_manager.wiring.vault import vault_problems
