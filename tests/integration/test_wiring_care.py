@@ -125,7 +125,10 @@ async def fill(manager: KeyManager) -> None:
     for name in ("a", "b", "c"):
         await manager.create_key(name, permissions=["x"], expires_at=manager.clock() + 9000)
     await manager.rotate_key("b", 3600)
-    await manager.create_key("t", kind="bearer", realm="admin", permissions=["admin"])
+    end = manager.clock() + 80 * 86_400  # neither soon nor never
+    await manager.create_key(
+        "t", kind="bearer", realm="admin", permissions=["admin"], expires_at=end
+    )
 
 
 class TestDoctor:
