@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from standardwebhooks import Webhook as Verifier
+from standardwebhooks import WebhookVerificationError
 
 from api_key_manager.connections.tables import webhooks
 from api_key_manager.core.models import canonical_json
@@ -74,3 +76,17 @@ async def test_gained_words(world, either_place):
     received = world.receiver.got[-1]
     Verifier(hook["secret"]).verify(received.body, received.headers)
     assert json.loads(received.body)["data"] == {"key_id": "never"}
+
+
+async def test_one_receiver_forges_nothing_for_another(world):
+    """Each subscription has a secret of its own: what is signed with one fits no other."""
+    hooks = [await world.hook() for _ in range(2)]
+    await world.manager.create_key("k")
+    await world.go()
+    fitting = []
+    for received in world.receiver.got:
+        for hook in hooks:
+            with suppress(WebhookVerificationError):
+                Verifier(hook["secret"]).verify(received.body, received.headers)
+                fitting.append(hook["id"])
+    assert sorted(fitting) == sorted(hook["id"] for hook in hooks)

@@ -72,8 +72,10 @@ def _or_update(table: Table) -> str:
 
 # The literal lets the partial index answer: one look at its end.
 _LOGGED = (
-    select(func.max(audit_events.c.revision))
+    select(audit_events.c.revision)
     .where(audit_events.c.key_id == keys.c.key_id, text("audit_events.revision IS NOT NULL"))
+    .order_by(audit_events.c.revision.desc())
+    .limit(1)
     .scalar_subquery()
 )
 _RECORDS = (
