@@ -47,8 +47,8 @@ def backup(
     settings = load_settings()
 
     async def job() -> str | None:
-        with progress("pages", beside=target) as bar:
-            await copy(settings, target, lambda left, total: bar(total - left, total))
+        with progress("copied", beside=target) as bar:
+            await copy(settings, target, bar)
         try:
             async with open_deployment(settings, create=False, background=False) as deployment:
                 return deployment.master_key

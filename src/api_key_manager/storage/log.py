@@ -455,6 +455,10 @@ class SqlLog:
         """See :func:`note_at`."""
         return await self.driver.read_aside(note_at, origin, size)
 
+    async def batch_of(self, origin: int, index: int) -> LogBatch | None:
+        """See :func:`batch_of`."""
+        return await self.driver.read_aside(batch_of, origin, index)
+
     async def notes_after(self, origin: int, size: int, limit: int) -> list[tuple[int, int, str]]:
         """See :func:`notes_after`."""
         return await self.driver.read_aside(notes_after, origin, size, limit)
