@@ -31,6 +31,7 @@ from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.storage.schema import version_of
 
 __all__ = [
+    "EVERY_TABLE",
     "MANIFEST",
     "TABLES",
     "Put",
@@ -46,8 +47,10 @@ __all__ = [
 ]
 
 _NOT_COPIED: Final = {table.name for table in (nonces, nonce_counts, idempotency, changes)}
-TABLES: Final = tuple(table for table in metadata.sorted_tables if table.name not in _NOT_COPIED)
-"""What is copied, tables that others refer to first. Of the rest nothing holds in another time:
+EVERY_TABLE: Final = tuple(metadata.sorted_tables)
+"""Tables that others refer to first."""
+TABLES: Final = tuple(table for table in EVERY_TABLE if table.name not in _NOT_COPIED)
+"""What is copied of another time. Of the rest nothing holds in another time:
 used nonces and kept answers are of requests around it, and the change feed is of its readers."""
 MANIFEST: Final = "akm_backup"
 _BATCH: Final = 5_000
@@ -76,27 +79,30 @@ class TableReader(Protocol):
 
 
 async def copy_tables(
-    reader: TableReader, put: Put, progress: Callable[[int, int], None] = lambda done, total: None
-) -> int:
-    """Copy every table; says how many rows there were.
+    reader: TableReader,
+    put: Put,
+    progress: Callable[[int, int], None],
+    tables: Sequence[Table] = TABLES,
+) -> None:
+    """Copy tables.
 
     Args:
         reader: where from.
         put: takes rows of a table.
         progress: called with rows copied, and rows in all.
+        tables: which ones.
 
     Raises:
         StorageError: they cannot be read or written.
     """
-    total = sum([await reader.count(table) for table in TABLES])
+    total = sum([await reader.count(table) for table in tables])
     done = 0
     progress(done, total)
-    for table in TABLES:
+    for table in tables:
         async for rows in reader.rows(table):
             await put(table, rows)
             done += len(rows)
             progress(done, total)
-    return done
 
 
 def quoted(names: Sequence[str]) -> str:

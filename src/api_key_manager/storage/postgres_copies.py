@@ -99,12 +99,12 @@ class PostgresWriter:
             raise storage_error(error) from None
 
 
-def _with_flags(row: tuple[Any, ...], flags: Sequence[int]) -> list[Any]:
+def _with_flags(row: tuple[Any, ...], flags: Sequence[int]) -> tuple[Any, ...]:
     """SQLite keeps a flag as 0 or 1."""
     values = list(row)
     for at in flags:
         values[at] = bool(values[at]) if values[at] in (0, 1) else values[at]
-    return values
+    return tuple(values)
 
 
 @asynccontextmanager

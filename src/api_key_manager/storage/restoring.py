@@ -39,9 +39,10 @@ def begin_anew(
         written: the last number of an event.
         revision: to go on from: behind whatever was ever seen of this database.
         birth: since when (µs) no nonce can have been lost.
+        at: now (µs).
     """
     yield _ANEW(b_revision=revision, b_birth=birth)
     yield _FORGET_CHANGES()
     # Who follows the feed finds this in the place of what it has read.
-    yield Many(_INSERT_CHANGE, [(revision, RESTORED, event.at)])
+    yield Many(_INSERT_CHANGE, [(revision, RESTORED, event.timestamp)])
     yield from log.begin(state, batch, event, stamp, written)

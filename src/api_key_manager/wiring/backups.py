@@ -51,10 +51,7 @@ async def backup(settings: Settings, target: Path, progress: Progress = _nobody)
         raise ConfigurationError("DATABASE_URL: memory:// has no file to look after")
     if path is not None and not path.exists():
         raise ConfigurationError(f"there is no database at {path}")
-    target = target.absolute()
-    if os.path.lexists(target):
-        raise ConfigurationError(f"{target} exists already: name a new file")
-    with new_folder(target, "partial") as folder:
+    with new_folder(_free(target), "partial") as folder:
         made, now = folder / _NAME, time.time_ns() * MICROSECONDS // 10**9
         if path is not None:
             await asyncio.to_thread(_copy_file, path, made, progress)
@@ -62,7 +59,13 @@ async def backup(settings: Settings, target: Path, progress: Progress = _nobody)
             await _copy_postgres(settings.DATABASE_URL, made, progress)
         note_backup(made, now)
         await asyncio.to_thread(finish, made)
-        put_in_place(made, target)
+        put_in_place(made, _free(target))
+
+
+def _free(target: Path) -> Path:
+    if os.path.lexists(target):
+        raise ConfigurationError(f"{target} exists already: name a new file")
+    return target.absolute()
 
 
 def _copy_file(path: Path, made: Path, progress: Progress) -> None:
