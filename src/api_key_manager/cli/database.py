@@ -168,8 +168,6 @@ def restore(
 def _say_lost(lost: Lost) -> None:
     for words in lost.words():
         note(words)
-    if lost.closed:
-        note(f"  {_some([str(each) for each in lost.closed])}")
 
 
 def _some(names: Sequence[str]) -> str:

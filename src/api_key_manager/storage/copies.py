@@ -134,7 +134,10 @@ class SqliteReader:
         options = "mode=ro&immutable=1" if alone else "mode=ro"
         try:
             self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None
+                f"{path.absolute().as_uri()}?{options}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
             )
             self._connection.execute("BEGIN")
         except sqlite3.Error as error:
@@ -169,6 +172,21 @@ class SqliteReader:
             return 0
         found = self._one(f"SELECT max(seq) FROM sqlite_sequence WHERE name = '{_EVENTS}'")[0]  # noqa: S608
         return found if isinstance(found, int) else 0
+
+    def require_whole(self) -> None:
+        """See that nothing is cut off, and that its pages fit each other.
+
+        Raises:
+            StorageError: it is damaged.
+        """
+        with self.path.open("rb") as file:
+            head = file.read(32)
+            size = file.seek(0, os.SEEK_END)
+        # Of the file format: the size of a page, where 1 stands for 65,536, and how many there are.
+        page, count = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
+        (found,) = self._one("PRAGMA quick_check(1)")
+        if size < count * (page if page > 1 else 65_536) or found != "ok":
+            raise StorageError(f"{self.path} was cut off or damaged")
 
     def revision(self) -> tuple[str, int]:
         """The origin of this database, and its revision.

@@ -22,6 +22,7 @@ Find = Callable[[Sequence[str]], Awaitable[list[ApiKey | None]]]
 _KEY: Final = ("key_id", "realm", "revoked", "revoked_at", "disabled", "deleted_at", "revision")
 _VERSION: Final = ("key_id", "version", "ends_at", "ended")
 _PAGE: Final = 200
+_SHOWN: Final = 20
 
 
 class Closed(NamedTuple):
@@ -71,17 +72,19 @@ class Lost:
                 f" {self.backup[0]} at {self.backup[1]}: what was changed and recorded between them"
                 " is lost"
             )
-        else:
+        elif self.others is None:
             yield (
                 "nothing shows that the backup is the newest state: whatever was changed after it"
                 " is lost"
             )
         if self.others:
-            yield f"{self.others} other keys were made or changed after the backup ({self.told})"
+            yield f"keys that were made or changed after the backup, which is lost: {self.others}"
         if self.closed:
+            some = ", ".join(map(str, self.closed[:_SHOWN]))
+            more = len(self.closed) - _SHOWN
             yield (
-                f"{len(self.closed)} keys were closed after the backup, and work in it"
-                f" ({self.told})"
+                f"keys that were closed after the backup ({self.told}), and work in it:"
+                f" {some}" + (f" and {more} more" if more > 0 else "")
             )
         elif self.nothing is None and self.told is not None:
             yield f"no key was closed after the backup ({self.told})"

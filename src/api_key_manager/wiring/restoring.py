@@ -245,6 +245,7 @@ async def _stage(
     """
     reader = SqliteReader(source)
     try:
+        await asyncio.to_thread(reader.require_whole)
         made_at = reader.made_at()
         if reader.schema not in KNOWN:
             raise ConfigurationError(
@@ -284,12 +285,15 @@ async def _opened(
 ) -> AsyncIterator[_Staged]:
     driver = SqliteDriver(staged)
     try:
+        origin, revision, _ = await driver.read(scripts.describe)
+        # The only row that nothing vouches for; the name of the key's file is made of it.
+        if not (isinstance(revision, int) and isinstance(origin, str) and origin.isalnum()):
+            raise StorageError(f"{source} was edited: its row of `deployment` is none of ours")
         keys = await open_box(
             driver, str(source), partial(find_providers, settings, target), create=False
         )
         try:
             tables = SqlLog(driver, keys.notary.macs.stamp)
-            _, revision, _ = await driver.read(scripts.describe)
             yield _Staged(driver, keys, tables, revision)
         finally:
             await keys.providers.close()
@@ -452,7 +456,7 @@ async def _begin_anew(stage: _Staged, lost: Lost, made_at: int | None, noted: Se
         "log": addition.state.name,
         "backup_made_at": None if made_at is None else rfc3339(made_at),
         "backup_revision": stage.revision,
-        "revived": [each.key_id for each in lost.closed][:_SHOWN],
+        "closed_since": [each.key_id for each in lost.closed][:_SHOWN],
     }
     event = AuditEvent(now, "database_restored", None, _ACTOR, detail_json=canonical_json(detail))
     await stage.driver.write(
