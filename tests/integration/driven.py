@@ -170,6 +170,10 @@ COMMANDS: Final[dict[str, list[Run]]] = {
     "audit tail": [Run(""), Run("--json -n 1000"), Run("--key-id {token}", code=2)],
     "audit export": [Run(""), Run("--output {folder}/audit.jsonl")],
     "db backup": [Run("{folder}/copy.db")],
+    "db restore": [
+        Run("{folder}/copy.db", code=2),
+        Run("{folder}/copy.db --against {token}", code=2),
+    ],
     "doctor": [Run(""), Run("--json")],
     "version": [Run("")],
 }

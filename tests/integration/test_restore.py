@@ -270,10 +270,12 @@ class TestWhatIsLost:
         assert done.lost.nothing is None
         done = await restored(place, source, sink=sink)
         for _ in range(2):
-            async with place.open(create=False, AUDIT_SINK=str(sink)) as deployment:
+            opened = place.open(create=False, background=False, AUDIT_SINK=str(sink))
+            async with opened as deployment:
                 await deployment.manager.create_key()
                 await sealed(deployment)
-                await eventually(lambda: done.log in sink.read_text())
+                await deployment.sealer.courier.bring()
+                assert done.log in sink.read_text()
                 assert deployment.sealer.state.name == done.log
                 assert deployment.sealer.trouble == []
                 number = int(done.log.rpartition("/")[2])
