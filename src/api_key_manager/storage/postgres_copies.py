@@ -13,7 +13,7 @@ from api_key_manager.connections.tables import audit_events, metadata
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 from api_key_manager.storage.copies import Rows, quoted
 from api_key_manager.storage.postgres_errors import ERRORS, only_primary, storage_error
-from api_key_manager.storage.postgres_schema import current_of, name_of, upgrade_at
+from api_key_manager.storage.postgres_schema import current_of, migrated, name_of
 from api_key_manager.storage.schema import HEAD
 
 __all__ = ["PostgresReader", "PostgresWriter", "read_postgres", "require_empty", "write_postgres"]
@@ -139,18 +139,18 @@ async def write_postgres(url: str) -> AsyncIterator[PostgresWriter]:
         StorageError: it cannot be written.
     """
     await require_empty(url)
-    await upgrade_at(url)
-    async with _connected(url) as connection:
-        try:
-            async with connection.transaction():
-                # Whoever founds a keyring, which comes first in a new database, waits for us.
-                await connection.execute("LOCK TABLE deployment IN ACCESS EXCLUSIVE MODE")
-                await _refuse_full(connection, url)
-                for table in reversed(metadata.sorted_tables):
-                    await connection.execute(f"DELETE FROM {table.name}")  # noqa: S608
-                yield PostgresWriter(connection)
-        except ERRORS as error:
-            raise storage_error(error) from None
+    tables = [table.name for table in reversed(metadata.sorted_tables)]
+    try:
+        # Tables and rows come into sight together: a server that waits for its database to come
+        # back would else begin to write into empty ones.
+        async with migrated(url) as connection:
+            await connection.execute(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+            await _refuse_full(connection, url)
+            for table in tables:
+                await connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own name
+            yield PostgresWriter(connection)
+    except ERRORS as error:
+        raise storage_error(error) from None
 
 
 async def require_empty(url: str) -> None:

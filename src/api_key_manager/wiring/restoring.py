@@ -285,7 +285,8 @@ async def _opened(
 ) -> AsyncIterator[_Staged]:
     driver = SqliteDriver(staged)
     try:
-        origin, revision, _ = await driver.read(scripts.describe)
+        facts: tuple[object, ...] = await driver.read(scripts.describe)
+        origin, revision, _ = facts
         # The only row that nothing vouches for; the name of the key's file is made of it.
         if not (isinstance(revision, int) and isinstance(origin, str) and origin.isalnum()):
             raise StorageError(f"{source} was edited: its row of `deployment` is none of ours")
