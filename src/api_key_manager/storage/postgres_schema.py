@@ -126,8 +126,8 @@ async def _migrate(url: str) -> None:
 
 @asynccontextmanager
 async def migrated(url: str) -> AsyncIterator[Any]:
-    """The driver's connection to a database of our newest schema, in the very transaction that brings
-    it there: nobody sees its tables before the block has ended well.
+    """The driver's connection to a database of our newest schema, in the very transaction that
+    brings it there: nobody sees its tables before the block has ended well.
 
     Raises:
         StorageError: it cannot be migrated.
