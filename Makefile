@@ -1,7 +1,7 @@
 # Every target that needs .venv prepares it first. A stamp in .venv says what it holds;
 # scripts/bootstrap.sh runs only when a stamp is missing or older than what it depends on.
 .DEFAULT_GOAL := help
-.PHONY: help serve cluster test check bench bench-http bench-cluster clean
+.PHONY: help serve cluster test check bench bench-http bench-security bench-cluster clean
 
 # The stamps carry the folder's checksum: a .venv that was moved or copied does not work,
 # nor does one whose interpreter is gone (then KEY is empty, and no stamp has that name).
@@ -33,6 +33,9 @@ bench: $(BENCH) ## Measure, beside the peers
 
 bench-http: $(BENCH) ## Measure over HTTP, beside nginx and others (needs nginx with Lua, and wrk)
 	@exec .venv/bin/python -m benchmarks http $(ARGS)
+
+bench-security: $(BENCH) ## Does the time of a refusal tell what was wrong? (quick: ARGS=--quick)
+	@exec .venv/bin/python -m benchmarks.security $(ARGS)
 
 bench-cluster: $(DEV) ## Measure a cluster: revocation, limits, scale, nodes, cold start
 	@exec .venv/bin/python -m benchmarks cluster $(ARGS)

@@ -1,6 +1,6 @@
 """Run the benchmarks: all, or those named.
 
-python -m benchmarks [inprocess] [peers] [startup] [http] [soak] [redis]
+python -m benchmarks [inprocess] [peers] [startup] [http] [soak] [redis] [audit]
 python -m benchmarks cluster [sections and options of its own]
 """
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import http, inprocess, peers, redis, soak, startup
+from benchmarks import audit, http, inprocess, peers, redis, soak, startup
 
 SECTIONS = {
     "inprocess": inprocess.run,
@@ -23,6 +23,7 @@ SECTIONS = {
     "http": http.run,
     "soak": soak.run,
     "redis": redis.run,
+    "audit": audit.run,
 }
 # Needs nginx and wrk, or redis-server.
 ON_DEMAND = {"http", "soak", "redis"}

@@ -21,11 +21,13 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from api_key_manager.audit.leaf import EventMacs
 from api_key_manager.connections.tables import audit_events, changes, key_versions, keys
 from api_key_manager.core.models import ApiKey, AuditEvent
 from api_key_manager.core.records import seal_record
 from api_key_manager.core.tokens import ALPHABET, checksum
 from api_key_manager.encryption import (
+    AUDIT_MAC,
     EnvelopeBox,
     Keyring,
     LocalKey,
@@ -71,30 +73,37 @@ async def load_keys(cluster: Cluster, count: int, keep: int | None = None) -> Lo
         tokens: list[str] = []
         with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
             # The processes are there, and have imported what they need.
-            ready = [asyncio.wrap_future(pool.submit(build, 1, 0)) for _ in range(_PROCESSES)]
+            ready = [asyncio.wrap_future(pool.submit(build, 1, 0, 0)) for _ in range(_PROCESSES)]
             await asyncio.gather(*ready)
             start = time.perf_counter()
             expected = await connection.fetchval("SELECT revision FROM deployment")
+            written = await connection.fetchval("SELECT written FROM audit_head")
             sizes = [min(_CHUNK, count - at) for at in range(0, count, _CHUNK)]
             made: list[Any] = []
-            for number, size in enumerate(sizes):
-                while len(made) < min(len(sizes), number + 2 * _PROCESSES):
-                    ahead = sum(sizes[number : len(made)])
-                    made.append(pool.submit(build, sizes[len(made)], expected + ahead))
-                chunk = await asyncio.wrap_future(made[number])
-                made[number] = None
+            for piece, size in enumerate(sizes):
+                while len(made) < min(len(sizes), piece + 2 * _PROCESSES):
+                    ahead = sum(sizes[piece : len(made)])
+                    made.append(
+                        pool.submit(build, sizes[len(made)], expected + ahead, written + ahead)
+                    )
+                chunk = await asyncio.wrap_future(made[piece])
+                made[piece] = None
                 async with connection.transaction():
                     before = await connection.fetchval(
                         "UPDATE deployment SET revision = revision + $1 RETURNING revision - $1",
                         size,
                     )
-                    if before != chunk.revision:
-                        chunk = await asyncio.wrap_future(pool.submit(build, size, before))
+                    number = await connection.fetchval(
+                        "UPDATE audit_head SET written = written + $1 RETURNING written - $1", size
+                    )
+                    if (before, number) != (chunk.revision, chunk.number):
+                        again = pool.submit(build, size, before, number)
+                        chunk = await asyncio.wrap_future(again)
                     for (table, columns), text in zip(_TABLES, chunk.texts, strict=True):
                         await connection.copy_to_table(
                             table, source=io.BytesIO(text), columns=columns
                         )
-                expected = before + size
+                expected, written = before + size, number + size
                 tokens += chunk.tokens[: max(1, round(size * share))]
         took = time.perf_counter() - start
         # As autovacuum would before long: the planner knows the new size.
@@ -118,16 +127,19 @@ _TABLES = [
 class _Chunk(NamedTuple):
     revision: int
     """The one before its first."""
+    number: int
+    """Of the event before its first."""
     texts: list[bytes]
     """For COPY, in the order of the tables."""
     tokens: list[str]
 
 
-def _build(ring: Keyring, now: int, size: int, revision: int) -> _Chunk:
+def _build(ring: Keyring, now: int, size: int, revision: int, number: int) -> _Chunk:
     """The rows of new keys; runs in another process."""
     box = EnvelopeBox(ring)
     texts: list[list[str]] = [[], [], [], []]
     tokens = []
+    events: list[tuple[AuditEvent, int]] = []
     secrets = _random(size, 30)
     # In the order of their ids, so that an index page is written once and not in every row.
     for at, key_id in enumerate(sorted(_random(size, 16)), revision + 1):
@@ -140,9 +152,11 @@ def _build(ring: Keyring, now: int, size: int, revision: int) -> _Chunk:
         texts[0].append(_line(key[name] for name in _KEY_COLUMNS))
         texts[1].append(_line(live[name] for name in _VERSION_COLUMNS))
         texts[2].append(_line((at, key_id, now)))
-        texts[3].append(_line(AuditEvent(now, "key_imported", key_id, "bench")))
+        events.append((AuditEvent(now, "key_imported", key_id, "bench"), at))
         tokens.append(token)
-    return _Chunk(revision, ["".join(lines).encode() for lines in texts], tokens)
+    stamped = EventMacs(ring.get(AUDIT_MAC, 1)).stamp(number + 1, events)
+    texts[3].extend(map(_line, stamped))
+    return _Chunk(revision, number, ["".join(lines).encode() for lines in texts], tokens)
 
 
 _LETTERS = bytes(ord(ALPHABET[byte % 62]) for byte in range(256))

@@ -32,6 +32,7 @@ from api_key_manager.core import (
 
 if TYPE_CHECKING:
     from api_key_manager.config import Settings
+    from api_key_manager.vault_integration import VaultClient
     from api_key_manager.wiring import open_manager
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "Settings",
     "StorageError",
     "ValidationError",
+    "VaultClient",
     "VaultError",
     "Verdict",
     "open_manager",
@@ -77,4 +79,8 @@ def __getattr__(name: str) -> Any:
         from api_key_manager.config import Settings
 
         return Settings
+    if name == "VaultClient":
+        from api_key_manager.vault_integration import VaultClient
+
+        return VaultClient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -254,6 +254,8 @@ def test_commands(page: Path, tmp_path: Path):
     for program in ("curl", "openssl"):
         if any(program in block.text for block in blocks):
             tool(program)
+    # As in a clone, where these commands are typed.
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     with server(tmp_path) as url:
         text = "set -euo pipefail\n"
         for block in blocks:

@@ -52,6 +52,7 @@ async def test_exposed():
     assert missing == {
         "akm_shared_records_total", "akm_redis_up", "akm_redis_calls_total",
         "akm_redis_failures_total", "akm_rate_limit_undecided_total",
+        "akm_webhook_deliveries_total", "akm_webhook_queue_deliveries",
     }  # fmt: skip
 
 

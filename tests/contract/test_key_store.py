@@ -27,6 +27,7 @@ from api_key_manager.core.models import (
     canonical_json,
 )
 from api_key_manager.core.ports import Receipt, is_embedded
+from api_key_manager.storage import scripts
 
 LAST = 253_402_300_799_999_999
 serial = itertools.count()
@@ -95,6 +96,32 @@ async def test_load(backend):
     found = await backend.store.load([b, c, "unknown", a, b])
     assert [r and r.key_id for r in found] == [b, None, None, a, b]
     assert await backend.store.load([]) == []
+
+
+async def test_unknown_ids(backend):
+    """No record stands in for an id that nobody has: before, between and behind all others."""
+    known = [f"mid-{new_id()}-{i}" for i in (1, 3)]
+    await backend.store.apply([created(key_id) for key_id in known], backend.box.record_mac)
+    for key_id in ("!", "0", known[0][:-1] + "2", "~", "zzz", "", "x" * 128):
+        assert await backend.store.load([key_id]) == [None]
+    gone = replace((await backend.store.load(known[1:]))[0], versions=(), deleted_at=9)
+    await backend.store.apply([Change(gone, gone.revision)], backend.box.record_mac)
+    assert await backend.store.load(known[1:]) == [None]
+
+
+async def test_an_unknown_id_costs_a_record(backend, monkeypatch):
+    """As many rows are read and decoded for an id that nobody has as for a known one, so that the
+    time of a refusal does not tell them apart."""
+    if not backend.persistent:
+        pytest.skip("the memory store has no rows")
+    key_id = new_id()
+    await backend.store.apply([created(key_id)], backend.box.record_mac)
+    decoded, real = [], scripts.key_from
+    monkeypatch.setattr(scripts, "key_from", lambda *row: decoded.append(row) or real(*row))
+    for asked in (key_id, "nobody-has-this", "zzz"):
+        decoded.clear()
+        await backend.store.load([asked])
+        assert len(decoded) == 1
 
 
 async def test_revisions(backend):

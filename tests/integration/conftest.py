@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from api_key_manager.wiring.worker import Worker
 from tests.integration.commands import Akm, run
 from tests.integration.places import Place
 from tests.integration.postgres_nodes import Shared
+from tests.vault_server import RealVault, StandIn, Vault, real_vault, stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +131,34 @@ def either_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pla
     shared = Shared(tmp_path, request.getfixturevalue("postgres"))
     yield shared
     shared.drop()
+
+
+@pytest.fixture(scope="session")
+def real_bao() -> Iterator[RealVault | None]:
+    address, token = os.environ.get("VAULT_ADDR"), os.environ.get("VAULT_TOKEN")
+    if address and token:
+        yield RealVault(address, token)  # prepared as docs/vault.md says
+        return
+    with real_vault() as vault:
+        if vault is not None:
+            vault.prepare()
+        yield vault
+
+
+@pytest.fixture(params=["stand-in", "real"])
+def vault(request: pytest.FixtureRequest, real_bao: RealVault | None) -> Iterator[Vault]:
+    if request.param == "real":
+        if real_bao is None:
+            pytest.skip("neither bao nor vault is on PATH, and VAULT_ADDR is not set")
+        yield real_bao
+        return
+    with stand_in() as vault:
+        vault.prepare()
+        yield vault
+
+
+@pytest.fixture
+def fake() -> Iterator[StandIn]:
+    with stand_in() as vault:
+        vault.prepare()
+        yield vault

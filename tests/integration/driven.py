@@ -102,7 +102,20 @@ ENDPOINTS: Final[dict[str, list[Ask]]] = {
         Ask(403, body={"scopes": ["admin"]}, token="{narrow}"),
     ],
     "GET /v1/tokens": [Ask()],
+    "POST /v1/tokens/{key_id}/rotate": [
+        Ask(path={"key_id": "{token id}"}, keep={"token": "narrow rotated"}),
+        Ask(422, path={"key_id": "{token id}"}, body={"overlap_seconds": "{narrow}"}),
+    ],
     "DELETE /v1/tokens/{key_id}": [Ask(204, path={"key_id": "{token id}"})],
+    "POST /v1/leaks": [
+        Ask(body={"token": "{rotated token}", "url": "https://a.example/?t={rotated token}"}),
+        Ask(body={"token": "{second}", "source": "a chat"}),
+        Ask(body={"token": "{own}"}),
+        Ask(422, body={"token": ["{token}"]}),
+    ],
+    "POST /v1/leaks/github": [
+        Ask(403, body=[{"token": "{token}", "type": "akm", "url": "{token}"}], token=""),
+    ],
     "POST /v1/keys/{key_id}/revoke": [
         Ask(path={"key_id": "{bearer}"}, body={"reason": "leaked"}),
         Ask(422, path={"key_id": "{bearer}"}, body={"at": ["{token}"]}),
@@ -110,6 +123,8 @@ ENDPOINTS: Final[dict[str, list[Ask]]] = {
     "POST /v1/keys/revoke": [Ask(body={"owner": "nobody", "dry_run": True})],
     "DELETE /v1/keys/{key_id}": [Ask(204, path={"key_id": "{again}"})],
     "GET /v1/audit": [Ask(query="limit=1000"), Ask(422, query="since={token}")],
+    "GET /v1/audit/checkpoint": [Ask()],
+    "GET /v1/audit/proof": [Ask(query="index=0"), Ask(422, query="log={token}")],
     "GET /v1/stats": [Ask()],
     "GET /metrics": [Ask()],
     "GET /healthz": [Ask(token="")],
@@ -164,11 +179,26 @@ COMMANDS: Final[dict[str, list[Run]]] = {
     "tokens create": [
         Run("--scope validate --json", keep={"token": "narrow", "key_id": "narrow id"})
     ],
+    "tokens rotate": [Run("{narrow id} --json", keep={"token": "narrow rotated"})],
     "tokens list": [Run("--json")],
     "tokens revoke": [Run("{narrow id}")],
+    "keys scan": [
+        Run("-", "one {token} and {own}\n", code=1),
+        Run("{folder}/data --json"),
+    ],
+    "keys leaked": [Run("", "{token}\n"), Run("--where https://a.example/{second}", "{second}\n")],
+    "secrets rotate-kek": [Run(""), Run("--url https://a.example/{token}", code=2)],
+    "secrets rotate-pepper": [
+        Run(""),
+        Run("--retire {token}", code=2),
+        Run("--retire 1 --dry-run --json"),
+        Run("--retire 1 --yes --json"),
+    ],
     "keys delete": [Run("{signed} --yes")],
     "audit tail": [Run(""), Run("--json -n 1000"), Run("--key-id {token}", code=2)],
     "audit export": [Run(""), Run("--output {folder}/audit.jsonl")],
+    "audit verify": [Run("")],
+    "audit prove": [Run("0"), Run("0 --output {folder}/proof.json")],
     "db backup": [Run("{folder}/copy.db")],
     "db restore": [
         Run("{folder}/copy.db", code=2),

@@ -6,9 +6,12 @@ import fnmatch
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,7 +25,9 @@ import yaml
 
 from api_key_manager import __version__
 from api_key_manager.config import Settings
+from api_key_manager.core.exceptions import VaultError
 from api_key_manager.server import listening
+from api_key_manager.vault_integration import VaultClient
 from scripts.cluster import gateway
 from scripts.cluster.redis import ask
 from tests.integration.gateways import process, program
@@ -100,7 +105,6 @@ class TestImage:
         assert set(values) == OWN
         settings = Settings.load(**values)
         assert settings.HOST == "0.0.0.0"
-        settings.require_built()
 
     def test_no_secrets(self):
         """Neither the environment nor a build argument holds any: both can be read off an image."""
@@ -201,9 +205,10 @@ class TestContext:
 
 class TestCompose:
     def service(self) -> dict[str, Any]:
-        """What `docker compose up` starts: the only one outside of a profile."""
-        (service,) = [s for s in compose()["services"].values() if "profiles" not in s]
-        found: dict[str, Any] = service
+        """What `docker compose up` starts, beside Vault: the only ones outside of a profile."""
+        plain = {name for name, s in compose()["services"].items() if "profiles" not in s}
+        assert plain == {"akm", "vault"}
+        found: dict[str, Any] = compose()["services"]["akm"]
         return found
 
     def test_same_image(self):
@@ -266,6 +271,60 @@ class TestCompose:
             assert f"--{option.replace('_', '-')}={check[option]}" in image
 
 
+class TestComposeVault:
+    def service(self) -> dict[str, Any]:
+        found: dict[str, Any] = compose()["services"]["vault"]
+        return found
+
+    def test_hardened(self):
+        """Only this machine reaches it, and it can do nothing to its surroundings."""
+        service = self.service()
+        assert service["ports"] == ["127.0.0.1:8200:8200"]
+        assert service["environment"]["VAULT_TOKEN"] == "${VAULT_TOKEN:-dev-token}"
+        assert service["read_only"] is True
+        assert (service["cap_drop"], service["cap_add"]) == (["ALL"], ["IPC_LOCK"])
+        assert service["user"] not in ("root", "0", 0)
+        # The server asks it for nothing until it is told to.
+        assert TestCompose().service()["environment"]["VAULT_ENABLED"] is None
+        assert "depends_on" not in TestCompose().service()
+
+    def test_published_snippet(self, tmp_path: Path):
+        """Its command starts a Vault in which the published call finds what was put there."""
+        found = shutil.which("vault") or shutil.which("bao")
+        if found is None:
+            pytest.skip("neither vault nor bao is on PATH")
+        (tmp_path / "vault").symlink_to(found)
+        port = free_port()
+        shell, flag = self.service()["entrypoint"]
+        (script,) = self.service()["command"]
+        script = script.replace("$$", "$").replace("0.0.0.0:8200", f"127.0.0.1:{port}")
+        address = f"http://127.0.0.1:{port}"
+        env = {
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path),
+            "VAULT_ADDR": address, "BAO_ADDR": address, "VAULT_TOKEN": "dev-token",
+            "BAO_TOKEN": "dev-token",
+        }  # fmt: skip
+        started = subprocess.Popen(
+            [shell, flag, script], env=env, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            with VaultClient(address=address, token="dev-token") as vault:
+                deadline = time.monotonic() + 30
+                while True:
+                    try:
+                        vault.write("api-keys", {"client-123": "hunter2"})
+                        vault.encrypt("akm", b"x", b"y")
+                        break
+                    except VaultError:
+                        assert time.monotonic() < deadline
+                        time.sleep(0.1)
+                assert vault.get_secret("api-keys", "client-123") == "hunter2"
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
+
+
 class TestComposeCluster:
     def services(self) -> dict[str, dict[str, Any]]:
         """What the profile adds."""
@@ -324,7 +383,9 @@ class TestComposeCluster:
         """Passwords and keys come from outside, have no default, and stand in no argument."""
         text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
         taken = re.findall(r"(?<!\$)\$\{(\w+)([^}]*)\}", text)
-        defaults = {(name, rest) for name, rest in taken if name != "CLUSTER_SUBNET"}
+        defaults = {
+            (name, rest) for name, rest in taken if name not in ("CLUSTER_SUBNET", "VAULT_TOKEN")
+        }
         names = ("CLUSTER_PASSWORD", "CLUSTER_MASTER_KEY", "CLUSTER_ADMIN_TOKEN")
         # ":-" and not ":?", which would refuse the plain `up` too.
         assert defaults == {(name, ":-") for name in names}

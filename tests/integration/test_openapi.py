@@ -165,11 +165,10 @@ def test_idempotent_operations(document: dict[str, Any]):
                 assert "Idempotency-Replayed" in done["headers"]
                 assert "409" in operation["responses"]
     assert found == {
-        "POST /v1/keys",
-        "POST /v1/tokens",
-        "POST /v1/keys/{key_id}/rotate",
-        "POST /v1/tokens/{key_id}/rotate",
-    }
+        "POST /v1/keys", "POST /v1/tokens", "POST /v1/keys/{key_id}/rotate",
+        "POST /v1/tokens/{key_id}/rotate", "POST /v1/webhooks",
+        "POST /v1/webhooks/{webhook_id}/rotate-secret",
+    }  # fmt: skip
 
 
 def test_links(document: dict[str, Any]):

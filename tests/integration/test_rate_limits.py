@@ -212,10 +212,8 @@ def test_the_look_for_limits_is_cheap(tmp_path: Path):
     assert "ix_keys_limited" in str(plan)
 
 
-async def test_a_manager_of_several_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_manager_of_several_workers(tmp_path: Path):
     """`open_manager` knows of WORKERS: no limit gets in, and none that is there is overlooked."""
-    # Several workers are built elsewhere; what they mean for limits is told here.
-    monkeypatch.setattr(Settings, "require_built", lambda _: None)
     url = f"sqlite:///{tmp_path}/data/akm.db"
     async with open_manager(url, WORKERS=2) as manager:
         with pytest.raises(ConflictError, match="rate_limits"):

@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from api_key_manager import open_manager
 from api_key_manager.connections import metadata
+from api_key_manager.connections.tables import NO_VALIDATION
 from api_key_manager.core import ConfigurationError, sign
 from api_key_manager.storage import upgrade
 from api_key_manager.storage.migrations import config
@@ -167,6 +168,18 @@ def test_first_schema_is_migrated(place):
     ]
     assert place.sql("SELECT written, legacy_to FROM audit_head") == [(7, 7)]
     assert place.sql("SELECT least_schema FROM deployment") == [("0003",)]
+
+
+def test_second_schema_gets_webhooks(place):
+    """A database of schema 0002 has a cursor afterwards, and an index for what is to be sent."""
+    place.file.parent.mkdir()
+    engine = create_engine(f"sqlite:///{place.file}", poolclass=NullPool)
+    with engine.begin() as connection:
+        command.upgrade(config(connection), "0002")
+    assert upgrade(place.file)
+    assert place.sql("SELECT id, position FROM webhook_cursor") == [(1, 0)]
+    wanted = f"SELECT id FROM audit_events WHERE id > 0 AND {NO_VALIDATION} ORDER BY id"
+    assert "ix_audit_changes" in str(place.sql(f"EXPLAIN QUERY PLAN {wanted}"))
 
 
 def _foreign(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from api_key_manager.audit.leaf import (
     EVENT_FIELDS,
+    SALTED_BYTES,
     EventMacs,
     event_body,
     missing_leaf,
@@ -41,6 +43,7 @@ def test_leaf_is_rfc_8785(index, row):
     assert leaf == rfc8785.dumps(said)
     assert read_leaf(leaf) == said
     assert split_salt(leaf) == event_body(index, row)
+    assert leaf[:-SALTED_BYTES] == event_body(index, row)[:-1]
     assert b"\n" not in leaf
 
 
@@ -71,6 +74,15 @@ def test_leaf_that_is_none(leaf):
     """What is no JSON object is refused in one way."""
     with pytest.raises(ValueError, match="no JSON object"):
         read_leaf(leaf)
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_macs_are_hmac_sha256(key):
+    """The MACs are those of the standard library's HMAC."""
+    message = json.dumps(["akm-log-state-1", 7, None], separators=(",", ":")).encode()
+    expected = hmac.digest(key, message, "sha256")
+    assert EventMacs(key).of("akm-log-state-1", 7, None) == expected
+    assert EventMacs(key).vouches(expected, "akm-log-state-1", 7, None)
 
 
 def test_stamped_rows_fit():

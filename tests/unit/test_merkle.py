@@ -15,7 +15,7 @@ from api_key_manager.audit.merkle import (
     fold,
     grow,
     inclusion,
-    leaf_hash,
+    leaf_hashes,
     prove,
     root_of,
     verify_consistency,
@@ -23,7 +23,7 @@ from api_key_manager.audit.merkle import (
     whole_spans,
 )
 
-LEAVES = [leaf_hash(str(number).encode()) for number in range(600)]
+LEAVES = leaf_hashes(str(number).encode() for number in range(600))
 
 
 def root(leaves: list[bytes]) -> bytes:

@@ -26,7 +26,7 @@ CORE = {
     "StorageError",
     "ValidationError", "VaultError", "Verdict", "sign", "sign_request",
 }  # fmt: skip
-PACKAGE = CORE | {"Settings", "open_manager"}
+PACKAGE = CORE | {"Settings", "VaultClient", "open_manager"}
 
 
 @pytest.mark.parametrize(("module", "names"), [(core, CORE), (api_key_manager, PACKAGE)])

@@ -21,6 +21,8 @@ MODULES = {
     "core.validator": "api_key_manager.core.validator",
     "config": "api_key_manager.config",
     "config.settings": "api_key_manager.config.settings",
+    "vault_integration": "api_key_manager.vault_integration",
+    "vault_integration.vault_client": "api_key_manager.vault_integration.vault_client",
 }
 
 
@@ -56,7 +58,7 @@ def test_every_exception_is_published():
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     # From a copy: a build must not depend on, or leave, anything in the checkout.
     source = tmp_path_factory.mktemp("source")
-    for name in ("core", "config", "src", "tests/unit"):
+    for name in ("core", "config", "vault_integration", "src", "tests/unit"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)

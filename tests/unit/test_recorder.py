@@ -73,7 +73,9 @@ async def test_every_refusal_is_noted(reason: Reason):
     store = MemoryStore()
     recorder = Recorder(store)
     recorder.note(asked(), refused(reason), NOW)
-    (event,) = await written(recorder, store)
+    *more, event = await written(recorder, store)
+    limited = reason in (Reason.RATE_LIMITED, Reason.QUOTA_EXCEEDED)
+    assert [e.action for e in more] == (["limit_reached"] if limited else [])
     assert (event.action, event.reason, event.times) == ("key_refused", reason.value, 1)
     assert event.key_id == "k"
 

@@ -64,9 +64,7 @@ class TestSources:
 
     def test_defaults_are_allowed_and_built(self):
         """A start without any setting is a valid one: every default passes its own check."""
-        Settings.load(
-            **{name: field.default for name, field in Settings.model_fields.items()}
-        ).require_built()
+        Settings.load(**{name: field.default for name, field in Settings.model_fields.items()})
 
     def test_published_env_file(self, tmp_path: Path):
         """The published snippet works as a `.env`, comments behind values included."""
@@ -74,7 +72,6 @@ class TestSources:
         settings = Settings.load()
         assert settings.VALIDATION_WINDOW_MINUTES == 360
         assert settings.VAULT_TOKEN == "dev-token"
-        settings.require_built()
 
     def test_environment_wins_over_file_and_arguments_over_both(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -381,30 +378,6 @@ class TestSecrets:
         with pytest.raises(pydantic.ValidationError) as caught:
             Settings(AKM_ADMIN_TOKEN="hunter2", AKM_MASTER_KEY="hunter2")
         assert "hunter2" not in str(caught.value)
-
-
-class TestRequireBuilt:
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("VAULT_ENABLED", "true"),
-            ("KEK_PROVIDER", "vault-transit"),
-            ("SECRET_STORE", "vault"),
-            ("VAULT_LEASE_SECONDS", "60"),
-            ("VAULT_ENTERPRISE_NAMESPACE", "team"),
-        ],
-    )
-    def test_refused(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str):
-        """What has no effect yet stops the start, and the line says what has one."""
-        monkeypatch.setenv(name, value)
-        settings = Settings.load()
-        with pytest.raises(ConfigurationError) as caught:
-            settings.require_built()
-        message = str(caught.value)
-        assert message.startswith(f"{name}=")
-        assert " is not built yet: " in message
-        assert "hunter2" not in message
-        assert "\n" not in message
 
 
 def documented() -> dict[str, tuple[str, str, str]]:

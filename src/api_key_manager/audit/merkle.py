@@ -22,7 +22,7 @@ __all__ = [
     "fold",
     "grow",
     "inclusion",
-    "leaf_hash",
+    "leaf_hashes",
     "prove",
     "root_of",
     "verify_consistency",
@@ -54,9 +54,9 @@ class Span(NamedTuple):
     position: int
 
 
-def leaf_hash(leaf: bytes) -> bytes:
-    """The hash of a leaf (RFC 6962, section 2.1)."""
-    return _sha256(b"\x00" + leaf).digest()
+def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
+    """The hash of each leaf (RFC 6962, section 2.1)."""
+    return [_sha256(b"\x00" + leaf).digest() for leaf in leaves]
 
 
 def _join(left: bytes, right: bytes) -> bytes:

@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 _BATCH: Final = 512
 _PAUSE_SECONDS: Final = 0.2
 _YIELD_SECONDS: Final = 1.0
+_BREATH_SECONDS: Final = 0.001
+_LATE_SECONDS: Final = 0.003
+_BUSY_SECONDS: Final = 0.1
 _LAST_SECONDS: Final = 10.0
 _MOST_SHOWN: Final = 10
 _MOST_NAMED: Final = 1000
@@ -88,6 +91,7 @@ class Sealer:
         self._named: set[object] = set()
         self._seen: tuple[Any, ...] | None = None
         self._compared = False
+        self._yields = False
         self._outside: str | None = None
         self._why: str | None = None
         self._written = 0
@@ -124,6 +128,7 @@ class Sealer:
         """Seal what is there, if this process has written any of it."""
         if not self._notary.macs.used:
             return
+        self._yields = False
         try:
             async with asyncio.timeout(_LAST_SECONDS):
                 await self.seal()
@@ -134,6 +139,7 @@ class Sealer:
 
     async def run(self) -> None:
         """Seal what comes, until cancelled."""
+        self._yields = True
         while True:
             try:
                 patient = await self.seal()
@@ -175,6 +181,8 @@ class Sealer:
             if not await self._publish(state, addition):
                 return False
             after = None
+            if self._yields:
+                await _let_others_go_first()
         self._seen = glance
         return True
 
@@ -210,7 +218,7 @@ class Sealer:
             return
         if len(self._named) < _MOST_NAMED:
             self._named.add(what)
-        _log.error("the audit log was tampered with: %s", words)
+        _log.error("the audit log does not fit: %s", words)
         if len(self.trouble) < _MOST_SHOWN:
             self.trouble.append(words)
 
@@ -307,6 +315,16 @@ class Sealer:
             self._report(("origin", origin), f"{why}; {addition.state.name} goes on in its place")
             self.state, self.note = addition.state, addition.batch.note
         return began
+
+
+async def _let_others_go_first() -> None:
+    """Pause when the loop has more to do than it can: requests come before seals, which come later
+    than within a second then, and then only."""
+    clock = asyncio.get_running_loop().time
+    start = clock()
+    await asyncio.sleep(_BREATH_SECONDS)
+    if clock() - start > _BREATH_SECONDS + _LATE_SECONDS:
+        await asyncio.sleep(_BUSY_SECONDS)
 
 
 def _is_behind(state: LogState, last: LogState) -> bool:

@@ -16,7 +16,7 @@ from api_key_manager.audit.leaf import (
     read_leaf,
     salted,
 )
-from api_key_manager.audit.merkle import HASH_BYTES, Node, grow, leaf_hash, root_of
+from api_key_manager.audit.merkle import HASH_BYTES, Node, grow, leaf_hashes, root_of
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.sealed import LogBatch, LogState
 
@@ -167,7 +167,7 @@ class Notary:
             whole: whether there are no more rows.
         """
         last_id = rows[-1][0] if rows else None
-        fits, legacy_to = self.macs.fits, state.legacy_to
+        fits, legacy_to = self.macs.fits_fresh, state.legacy_to
         old: list[tuple[Any, ...]] = []
         genuine: dict[int, tuple[Any, ...]] = {}
         wrong: list[int] = []
@@ -220,7 +220,7 @@ class Notary:
         at: int,
     ) -> Addition:  # fmt: skip
         peaks = cut_hashes(state.peaks)
-        hashes = [leaf_hash(leaf) for leaf in leaves]
+        hashes = leaf_hashes(leaves)
         nodes = grow(state.size, peaks, hashes)
         size, length = state.size + len(leaves), len(leaves)
         text = Checkpoint(state.name, size, root_of(peaks)).text()

@@ -146,7 +146,10 @@ class SharedRecords:
     async def _put(self, records: Sequence[ApiKey], as_of: Changed) -> None:
         for record in records:
             entry = _encode(_Entry(as_of, record))
-            sealed = self._box.seal(_PURPOSE, record.key_id, _FORMAT, entry)
+            try:
+                sealed = self._box.seal(_PURPOSE, record.key_id, _FORMAT, entry)
+            except StorageError:
+                return
             if len(sealed) > _MOST_BYTES:
                 continue
             # At different times, so that what was read together is not read anew together.

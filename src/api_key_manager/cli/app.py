@@ -20,6 +20,7 @@ from api_key_manager.cli import (
     serving,
     signing,
     tokens,
+    webhooks,
 )
 from api_key_manager.cli.errors import (
     INTERRUPTED,
@@ -102,6 +103,7 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(audit.app, name="audit")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(database.app, name="db")
 app.add_typer(secrets.app, name="secrets")
 app.command("serve")(serving.serve)

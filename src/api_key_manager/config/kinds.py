@@ -26,7 +26,6 @@ __all__ = [
     "Path",
     "Profile",
     "RedisUrl",
-    "Reserved",
     "Sink",
     "Text",
     "TokenPrefix",
@@ -189,6 +188,3 @@ TokenPrefix = Annotated[
     Field(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=32),
     Allowed("at most 32 characters: a-z, 0-9, single `_` between them, a letter first"),
 ]
-# Named in the design and read by a backend that does not exist yet. They are fields, since
-# a variable that is no field is ignored, and whoever sets one of these expects an effect.
-Reserved = Annotated[Text, Allowed("nothing yet")]

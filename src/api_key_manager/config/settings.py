@@ -41,7 +41,6 @@ from api_key_manager.config.kinds import (
     Path,
     Profile,
     RedisUrl,
-    Reserved,
     Sink,
     Text,
     TokenPrefix,
@@ -176,10 +175,11 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         "", description="A file that holds it, instead of AKM_PREVIOUS_MASTER_KEY."
     )
     KEK_PROVIDER: Literal["local", "vault-transit"] = Field(
-        "local", description="What wraps the data keys; vault-transit is not built yet."
+        "local",
+        description="What wraps the keyring: the master key, or a key in Vault's transit engine.",
     )
     SECRET_STORE: Literal["database", "vault"] = Field(
-        "database", description="Where secrets are stored; vault is not built yet."
+        "database", description="Where secrets of new signed keys are kept."
     )
 
     OIDC_ISSUER: IssuerUrl = Field(
@@ -258,15 +258,35 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         "local", description="What becomes of rate limits while Redis is away."
     )
 
-    VAULT_ENABLED: bool = Field(False, description="Whether Vault is used; not built yet.")
+    WEBHOOK_ALLOW_PRIVATE: bool = Field(
+        False,
+        description="Whether webhooks may go to private addresses, and by plain HTTP: only where"
+        " all who may make one may reach your network.",
+    )
+
+    VAULT_ENABLED: bool = Field(False, description="Whether Vault or OpenBao is used.")
     VAULT_ADDR: HttpUrl = Field("http://127.0.0.1:8200", description="The address of Vault.")
     VAULT_TOKEN: Text = Field("", repr=False, description="The token that Vault expects.")
     VAULT_NAMESPACE: Mount = Field("kv", description="The mount of Vault's key-value store.")
-    VAULT_ENTERPRISE_NAMESPACE: Reserved = Field(
-        "", description="Not built yet: the namespace of Vault Enterprise."
+    VAULT_ENTERPRISE_NAMESPACE: Text = Field(
+        "", description="The namespace of Vault Enterprise or OpenBao."
     )
-    VAULT_LEASE_SECONDS: Reserved = Field(
-        "", description="Not built yet: how long data keys outlive Vault, in seconds."
+    VAULT_ROLE_ID: Text = Field("", description="An AppRole's role id, instead of VAULT_TOKEN.")
+    VAULT_SECRET_ID: Text = Field("", repr=False, description="The secret id of VAULT_ROLE_ID.")
+    VAULT_KUBERNETES_ROLE: Text = Field(
+        "", description="A role of Vault's Kubernetes login, instead of VAULT_TOKEN."
+    )
+    VAULT_CACERT: Path = Field(
+        "", description="Certificate authorities (PEM) that Vault's certificate may come from."
+    )
+    VAULT_TRANSIT_KEY: Mount = Field(
+        "akm", description="The key of the transit engine that wraps the keyring."
+    )
+    VAULT_LEASE_SECONDS: int = Field(
+        3600,
+        ge=1,
+        le=86_400,
+        description="How long what came from Vault is used without asking it again, in seconds.",
     )
     AUTHORIZE_PROFILE: Profile = Field(
         "", description="The gateway that asks `/v1/authorize`; unset, callers ask for themselves."
@@ -286,6 +306,7 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         for name in ("AKM_MASTER_KEY", "AKM_PREVIOUS_MASTER_KEY"):
             if getattr(self, name) and getattr(self, f"{name}_FILE"):
                 raise ValueError(f"{name} and {name}_FILE are both set: set only one")
+        self._check_vault()
         if self.AUTHORIZE_RULES and not self.AUTHORIZE_PROFILE:
             # Rules are about the original request, which only a gateway can tell.
             raise ValueError("AUTHORIZE_RULES is set, but AUTHORIZE_PROFILE is not: set both")
@@ -300,6 +321,29 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
                 " RATE_LIMIT_ENABLED=false"
             )
         return self
+
+    def _check_vault(self) -> None:
+        ways = {
+            "VAULT_TOKEN": self.VAULT_TOKEN,
+            "VAULT_ROLE_ID": self.VAULT_ROLE_ID,
+            "VAULT_KUBERNETES_ROLE": self.VAULT_KUBERNETES_ROLE,
+        }
+        given = [name for name, value in ways.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are both set: set only one")
+        if bool(self.VAULT_ROLE_ID) != bool(self.VAULT_SECRET_ID):
+            raise ValueError("VAULT_ROLE_ID and VAULT_SECRET_ID go together: set both or none")
+        for name, value in (("KEK_PROVIDER", "vault-transit"), ("SECRET_STORE", "vault")):
+            if getattr(self, name) == value and not (self.VAULT_ENABLED and given):
+                raise ValueError(
+                    f"{name}={value} needs VAULT_ENABLED=true, and VAULT_TOKEN, VAULT_ROLE_ID or"
+                    " VAULT_KUBERNETES_ROLE"
+                )
+
+    @property
+    def vault_credentials(self) -> bool:
+        """Whether the settings say how to log in to Vault."""
+        return bool(self.VAULT_TOKEN or self.VAULT_ROLE_ID or self.VAULT_KUBERNETES_ROLE)
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -348,31 +392,8 @@ class Settings(BaseSettings, metaclass=_ReadableOnTheClass):
         """``AUTHORIZE_METADATA`` as names."""
         return names(self.AUTHORIZE_METADATA)
 
-    def require_built(self) -> None:
-        """Refuse a setting whose backend does not exist yet, before anything relies on it.
-
-        Raises:
-            ConfigurationError: one line about the first such setting.
-        """
-        for name, built in _BUILT.items():
-            value = getattr(self, name)
-            if value == built:
-                continue
-            what = f"{name}={shown(value)}"
-            use = f"use {name}={shown(built)}" if built != "" else f"leave {name} unset"
-            raise ConfigurationError(f"{what} is not built yet: {use}")
-
 
 _OIDC: Final = ("OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_SCOPES")
-
-# The one value of each of these that has something behind it.
-_BUILT: Final[dict[str, bool | int | str]] = {
-    "KEK_PROVIDER": "local",
-    "SECRET_STORE": "database",
-    "VAULT_ENABLED": False,
-    "VAULT_ENTERPRISE_NAMESPACE": "",
-    "VAULT_LEASE_SECONDS": "",
-}
 
 
 @functools.cache

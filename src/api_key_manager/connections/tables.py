@@ -6,6 +6,8 @@ statements skip SQLAlchemy's type processors, so a column holds what Python is g
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -18,10 +20,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
 __all__ = [
+    "NO_VALIDATION",
     "audit_batches",
     "audit_events",
     "audit_head",
@@ -29,6 +33,7 @@ __all__ = [
     "audit_origins",
     "changes",
     "deployment",
+    "expiry_warnings",
     "idempotency",
     "key_uses",
     "key_versions",
@@ -38,6 +43,9 @@ __all__ = [
     "nonce_counts",
     "nonces",
     "quota_use",
+    "webhook_cursor",
+    "webhook_deliveries",
+    "webhooks",
 ]
 
 metadata = MetaData()
@@ -161,6 +169,11 @@ changes = Table(
     Column("changed_at", BigInteger, nullable=False),
 )
 
+NO_VALIDATION: Final = (
+    "action NOT IN ('key_validated', 'key_refused', 'login_refused', 'address_slowed')"
+)
+"""Of events that there may be many of. A query that repeats it can use the partial index."""
+
 audit_events = Table(
     "audit_events",
     metadata,
@@ -192,6 +205,8 @@ audit_events = Table(
         sqlite_where=text("environment IS NOT NULL"),
         postgresql_where=text("environment IS NOT NULL"),
     ),
+    # What webhooks follow: however many validations lie between, it costs what there is to send.
+    _index_where("ix_audit_changes", ("id",), NO_VALIDATION),
     sqlite_autoincrement=True,
 )
 
@@ -292,4 +307,65 @@ quota_use = Table(
     Column("spent", BigInteger, nullable=False),
     Index("ix_quota_use_period", "period_start"),
     sqlite_with_rowid=False,
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("url", String(2048), nullable=False),
+    Column("types", Text, nullable=False),
+    # Only events of keys in this environment, where one is named.
+    Column("environment", String(128)),
+    Column("description", String(256)),
+    # Envelopes bound to id, environment and URL: a row that was edited sends nothing.
+    Column("sealed", LargeBinary, nullable=False),
+    Column("previous_sealed", LargeBinary),
+    Column("previous_until", BigInteger),
+    Column("disabled", Boolean, nullable=False),
+    Column("disabled_reason", String(32)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    # The newest audit event when it was made or enabled: what came before is not sent.
+    Column("since", BigInteger, nullable=False),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    # Begins with the time, so that the newest come last.
+    Column("id", _KEY_ID, primary_key=True),
+    Column("webhook_id", String(32), nullable=False),
+    # NULL for a test.
+    Column("event_id", BigInteger),
+    Column("type", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    # When it may be tried; of one that somebody is trying, when that somebody is given up.
+    Column("next_at", BigInteger, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("status", Integer),
+    Column("outcome", String(32)),
+    Column("finished_at", BigInteger),
+    UniqueConstraint("webhook_id", "event_id", name="uq_deliveries_event"),
+    Index("ix_deliveries_webhook", "webhook_id", "id"),
+    _index_where("ix_deliveries_due", ("webhook_id", "next_at"), "state = 'pending'"),
+    _index_where("ix_deliveries_finished", ("finished_at",), "finished_at IS NOT NULL"),
+)
+
+# One row: up to which audit event deliveries were made.
+webhook_cursor = Table(
+    "webhook_cursor",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+)
+
+# Which expiry of a key was announced.
+expiry_warnings = Table(
+    "expiry_warnings",
+    metadata,
+    Column("key_id", _KEY_ID, primary_key=True),
+    Column("expires_at", BigInteger, nullable=False),
 )

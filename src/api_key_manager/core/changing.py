@@ -91,10 +91,15 @@ class Changing:
         # What was validated before the change stands before it in the log.
         await self.recorder.flush(self.clock())
         try:
-            return await self.store.apply(changes, self.box.record_mac, receipt)
+            written = await self.store.apply(changes, self.box.record_mac, receipt)
         finally:
             # Also after a failure: nobody knows whether it was written.
             self.records.changed([change.record.key_id for change in changes])
+        for change in changes:
+            for version in change.record.versions:
+                if version.ended and change.record.kind == "signed":
+                    self.box.drop(change.record.key_id, version.version)
+        return written
 
     async def _record(self, key_id: str, realm: str) -> ApiKey:
         """One record that can be believed.

@@ -35,7 +35,7 @@ from api_key_manager.core.models import (
 )
 from api_key_manager.core.ports import Receipt
 from api_key_manager.core.quotas import Quota
-from api_key_manager.core.records import live_secrets, seal_record
+from api_key_manager.core.records import keep_record, live_secrets
 from api_key_manager.core.tokens import (
     check_bearer_id,
     check_new_id,
@@ -111,12 +111,12 @@ class KeyLifeCycle(Changing):
         for field in ("owner", "environment"):
             if clean.get(field) == shown:
                 raise ValidationError(f"{field}: the secret must not stand in it")
-        version = seal_record(self.box, key_id, 1, shown, kind, now)
+        version = await keep_record(self.box, key_id, 1, shown, kind, now)
         record = ApiKey(key_id, kind, now, now, (version,), realm, prefix, **clean)
         event = self._event(record, "created", by, {"kind": kind, "version": 1})
         answer = self._shown(record, shown)
         kept = receipt(answer) if receipt else None
-        await self._write([Change(record, None, [event])], kept)
+        await self._write_new(Change(record, None, [event]), kept)
         return answer
 
     def _clean(self, fields: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class KeyLifeCycle(Changing):
             detail = {"fields": sorted(fields)}
             return Change(changed, record.revision, [self._event(record, "updated", by, detail)])
 
-        return self._public(await self._change(key_id, realm, step))
+        return self._public(await self._change(key_id, realm, step, self._with_secrets))
 
     async def rotate_key(
         self,
@@ -184,15 +184,37 @@ class KeyLifeCycle(Changing):
         shown = _secret_of(record.kind, record.prefix, record.key_id, secret)
         _keep_apart(shown, record.metadata_json)
         number = record.version + 1
-        new = seal_record(self.box, key_id, number, shown, record.kind, now)
-        rotated = lifecycle.rotate(record, new, overlap_seconds, now)
+        lifecycle.require_usable(record, now)
+        new = await keep_record(self.box, key_id, number, shown, record.kind, now)
+        try:
+            rotated = lifecycle.rotate(record, new, overlap_seconds, now)
+        except APIKeyManagerException:
+            self.box.drop(key_id, number, new.sealed)
+            raise
         detail = {"version": number, "overlap_seconds": overlap_seconds}
         event = self._event(record, "rotated", by, detail)
         answer = self._shown(rotated, shown)
-        await self._write(
-            [Change(rotated, record.revision, [event])], receipt(answer) if receipt else None
+        await self._write_new(
+            Change(rotated, record.revision, [event]), receipt(answer) if receipt else None
         )
         return answer
+
+    async def _write_new(self, change: Change, receipt: Receipt | None) -> None:
+        """Write a record with a new version; what was kept of one that is not written is erased."""
+        try:
+            await self._write([change], receipt)
+        except APIKeyManagerException as error:
+            if not (isinstance(error, StorageError) and error.uncertain):
+                new = change.record.versions[0]
+                if new.sealed is not None:
+                    self.box.drop(change.record.key_id, new.version, new.sealed)
+            raise
+
+    async def _with_secrets(self, key_id: str, realm: str) -> ApiKey:
+        """A record whose secrets open."""
+        record = await self._record(key_id, realm)
+        await self.box.fetch([record])
+        return record
 
     async def revoke_key(
         self,

@@ -80,11 +80,12 @@ class OpenKey:
             key's own, or those of a stand-in that cost as much and prove nothing.
         decoy: whether it stands for a key that is not there.
         stale: whether a digest is to be moved to a newer pepper when its token is seen.
+        until: when, on the boot clock, its secrets must be opened anew.
     """
 
     __slots__ = (
         "_address_rules", "_make_ready", "_ready", "_valid", "decoy", "next_end", "plain",
-        "record", "stale", "strength", "written",
+        "record", "stale", "strength", "until", "written",
     )  # fmt: skip
 
     def __init__(
@@ -94,8 +95,10 @@ class OpenKey:
         *,
         decoy: bool = False,
         stale: bool = False,
+        until: float = _FOREVER,
     ) -> None:
         self.record = record
+        self.until = until
         self.stale = stale
         self.decoy = decoy
         self.strength = _STRENGTH[record.min_scheme]

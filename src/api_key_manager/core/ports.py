@@ -403,6 +403,31 @@ class SecretBox(Protocol):
         """Raises ``EncryptionError`` when the bytes or what they are bound to were changed."""
         ...
 
+    async def keep(self, name: str, version: int, secret: bytes) -> bytes:
+        """Put the secret of a new version where secrets are kept.
+
+        Returns:
+            What the record holds of it: :meth:`open` gives the secret for it.
+
+        Raises:
+            StorageError: it cannot be kept now.
+        """
+        ...
+
+    def drop(self, name: str, version: int, sealed: bytes | None = None) -> None:
+        """Erase, in time, what was kept outside of the record: of a version that has ended, or
+        only what ``sealed`` stands for, which no record came to hold."""
+        ...
+
+    async def fetch(self, records: Sequence[ApiKey]) -> None:
+        """Bring what these records need to be opened from where it is kept. What cannot be had
+        does not open, and the log says why."""
+        ...
+
+    def lasts_until(self, record: ApiKey) -> float:
+        """Until when, on the boot clock, what is opened of this record may be used."""
+        ...
+
     def mac_state(self, key: bytes) -> MacState:
         """HMAC-SHA256 under a key, as fast as this box can."""
         ...

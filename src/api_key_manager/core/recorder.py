@@ -36,6 +36,8 @@ _SLOWED = "address_slowed"
 _ALL_SLOWED = "failures_slowed"
 _LIMITED = Reason.RATE_LIMITED.value
 _IDS_SHOWN = 8
+_MOST_TOLD = 10_000
+_USED_UP = frozenset({Reason.RATE_LIMITED, Reason.QUOTA_EXCEEDED})
 _USES_SECONDS = 5.0
 _PIECE = 2048
 _PLENTY = 1024
@@ -96,6 +98,9 @@ class Recorder:
         self._most_folded = max(1, capacity // _FOLDED_SHARE)
         self._events: list[AuditEvent] = []
         self._folded: dict[tuple[Any, ...], _Folded] = {}
+        # What was told of in this minute.
+        self._told: set[tuple[str, str]] = set()
+        self._minute = 0
         self._used: dict[str, int] = {}
         self._used_static: dict[str, int] = {}
         self._uses_due = 0.0
@@ -159,6 +164,8 @@ class Recorder:
         self, presented: Presented, verdict: Verdict, now: float, environment: str | None
     ) -> None:
         admin, reason = presented.realm == ADMIN_REALM, verdict.reason
+        if reason in _USED_UP and not admin:
+            self._note_limit(presented, verdict, now, environment)
         if not (self._failures or admin):
             return
         key_id, ip = presented.key_id or None, presented.ip
@@ -178,6 +185,29 @@ class Recorder:
         if admin and key_id is None:
             known_id = presented.actor
         self._fold(event, known_id, vicinity(ip), now)
+
+    def _note_limit(
+        self, presented: Presented, verdict: Verdict, now: float, environment: str | None
+    ) -> None:
+        """Note that a key has used something up, once a minute for each limit, whichever
+        validations are noted: somebody may wait for it."""
+        minute = int(now) // 60
+        if minute != self._minute:
+            self._told, self._minute = set(), minute
+        limited = verdict.reason is Reason.RATE_LIMITED and verdict.rate_limit is not None
+        name = verdict.rate_limit.deciding.name if limited and verdict.rate_limit else "quota"
+        what = (presented.key_id, name)
+        # So that a flood of keys cannot fill the memory of a minute.
+        if what in self._told or len(self._told) >= _MOST_TOLD:
+            return
+        self._told.add(what)
+        self._events.append(
+            AuditEvent(
+                int(now * MICROSECONDS), "limit_reached", presented.key_id, presented.actor,
+                verdict.reason.value, presented.ip, presented.request_id,
+                canonical_json({"limit": name}), environment=environment,
+            )
+        )  # fmt: skip
 
     def note_slowed(self, presented: Presented, network: str | None, now: float) -> None:
         """Note that a failure was answered by a time to wait, as its address fails too often, or

@@ -10,7 +10,7 @@ associated data: an envelope moved to another row does not open.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property, lru_cache
 
 from cryptography.exceptions import InvalidTag
@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
-from api_key_manager.core.exceptions import EncryptionError
+from api_key_manager.core.exceptions import EncryptionError, StorageError
 from api_key_manager.core.models import ApiKey, KeyVersion
+from api_key_manager.core.records import boot_clock
 from api_key_manager.core.signing import MacState, mac
 from api_key_manager.encryption.keyring import DATA, PEPPER, RECORD_MAC, Keyring
 
@@ -30,6 +31,7 @@ Learn = Callable[[], Awaitable[None]]
 _FORMAT = 1
 _NONCE_BYTES = 12
 _HEAD_BYTES = 5
+_AWAY = "the data keys' lease has ended: the key-encryption key cannot be asked"
 _MARK_BYTES = 16
 
 
@@ -47,6 +49,7 @@ class EnvelopeBox:
     def __init__(self, keyring: Keyring, learn: Learn | None = None) -> None:
         self._keyring = keyring
         self._learn = learn
+        self._data_until = float("inf")
         self._record_mac = FastMac(keyring.get(RECORD_MAC, 1))
         self.refresh()
         # One keyed state per pepper, shared by every bearer key in memory.
@@ -61,6 +64,8 @@ class EnvelopeBox:
         self._newest_pepper, _ = self._keyring.newest(PEPPER)
 
     def seal(self, purpose: str, name: str, version: int, plaintext: bytes) -> bytes:
+        if not self.lent:
+            raise StorageError(_AWAY)
         number, data_key = self._newest
         bound = _bound(purpose, name, version, number)
         nonce = secrets.token_bytes(_NONCE_BYTES)
@@ -70,6 +75,8 @@ class EnvelopeBox:
     def open(self, purpose: str, name: str, version: int, sealed: bytes) -> bytes:
         if len(sealed) <= _HEAD_BYTES + _NONCE_BYTES or sealed[0] != _FORMAT:
             raise EncryptionError(f"the sealed {purpose} of {name} is no envelope")
+        if not self.lent:
+            raise EncryptionError(_AWAY, reason="unavailable")
         number = int.from_bytes(sealed[1:_HEAD_BYTES], "big")
         bound = _bound(purpose, name, version, number)
         nonce = sealed[_HEAD_BYTES : _HEAD_BYTES + _NONCE_BYTES]
@@ -80,6 +87,31 @@ class EnvelopeBox:
             raise EncryptionError(
                 f"the sealed {purpose} of {name} was changed or belongs elsewhere"
             ) from None
+
+    async def keep(self, name: str, version: int, secret: bytes) -> bytes:
+        return self.seal("secret", name, version, secret)
+
+    def drop(self, name: str, version: int, sealed: bytes | None = None) -> None:
+        """The record held all of it."""
+
+    async def fetch(self, records: Sequence[ApiKey]) -> None:
+        """The record holds all of it."""
+
+    def lasts_until(self, record: ApiKey) -> float:
+        return self._data_until if record.kind == "signed" else float("inf")
+
+    def lend(self, until: float) -> None:
+        """Let what is under data keys be opened and sealed until this instant of the boot clock."""
+        self._data_until = until
+
+    def forget(self) -> None:
+        """Drop the data key that seals, until :meth:`refresh`."""
+        self._newest = (0, b"")
+
+    @property
+    def lent(self) -> bool:
+        """Whether data keys may be used."""
+        return boot_clock() < self._data_until
 
     def digest(self, token: bytes) -> tuple[int, bytes]:
         number = self._newest_pepper
@@ -95,7 +127,7 @@ class EnvelopeBox:
         if version.pepper is not None:
             return (PEPPER, version.pepper) in self._keyring
         sealed = version.sealed
-        if not isinstance(sealed, bytes) or len(sealed) < _HEAD_BYTES:
+        if not self.lent or not isinstance(sealed, bytes) or sealed[:1] != bytes([_FORMAT]):
             return True  # or whatever it is, no key would open it
         return (DATA, int.from_bytes(sealed[1:_HEAD_BYTES], "big")) in self._keyring
 

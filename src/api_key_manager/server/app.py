@@ -37,6 +37,7 @@ from api_key_manager.server.openapi_authorize import describe
 from api_key_manager.server.routes import Routes
 from api_key_manager.server.system import System
 from api_key_manager.server.tokens import Tokens
+from api_key_manager.server.webhooks import Hooks
 
 if TYPE_CHECKING:
     from api_key_manager.config import Settings
@@ -144,6 +145,7 @@ def build_app(deployment: Deployment) -> FastAPI:
         ("GET", "/v1/audit/proof", log.get_proof, "audit:read", 200, schemas.Proof),
         ("GET", "/v1/stats", system.get_stats, "metrics", 200, schemas.Stats),
     ]
+    rows += webhook_rows(Hooks(deployment))
     for method, path, endpoint, scope, status, model in rows:
         _add(app, method, path, endpoint, status, model)
         routes.add(method, path, scope)
@@ -172,6 +174,25 @@ def _oidc(settings: Settings, manager: KeyManager) -> Oidc | None:
         settings.CLOCK_SKEW_TOLERANCE_SECONDS,
     )  # fmt: skip
     return Oidc(policy, IssuerKeys(settings.OIDC_ISSUER), manager.clock)
+
+
+def webhook_rows(hooks: Hooks) -> list[Row]:
+    """The routes of webhooks."""
+    one, shape = "/v1/webhooks/{webhook_id}", schemas.Webhook
+    many, told = f"{one}/deliveries", schemas.WebhookDelivery
+    return [
+        ("POST", "/v1/webhooks", hooks.create_webhook, "admin", 201, schemas.CreatedWebhook),
+        ("GET", "/v1/webhooks", hooks.list_webhooks, READ, 200, schemas.WebhookPage),
+        ("GET", one, hooks.get_webhook, READ, 200, shape),
+        ("PATCH", one, hooks.update_webhook, "admin", 200, shape),
+        ("DELETE", one, hooks.delete_webhook, "admin", 204, None),
+        ("POST", f"{one}/rotate-secret", hooks.rotate_webhook_secret, "admin", 200,
+         schemas.CreatedWebhook),
+        ("POST", f"{one}/test", hooks.send_test_webhook, "admin", 200, told),
+        ("POST", f"{one}/replay", hooks.replay_dead_deliveries, "admin", 200, schemas.Replayed),
+        ("GET", many, hooks.list_deliveries, READ, 200, schemas.WebhookDeliveryPage),
+        ("POST", f"{many}/{{delivery_id}}/replay", hooks.replay_delivery, "admin", 200, told),
+    ]  # fmt: skip
 
 
 async def _as_problem(request: Request, error: Exception) -> Response:

@@ -63,6 +63,29 @@ _ANSWER: Final[dict[str, Any]] = {
     "body_verified": None,
     "quota": {"limit": 1000, "remaining": 988, "resets_at": _AT},
 }
+_WEBHOOK: Final[dict[str, Any]] = {
+    "id": "8d1f3b5a7c9e0f2a4b6c8d0e",
+    "url": "https://hooks.example.com/keys",
+    "types": ["key.revoked", "key.leaked"],
+    "environment": None,
+    "description": None,
+    "disabled": False,
+    "disabled_reason": None,
+    "created_at": _AT,
+    "updated_at": _AT,
+    "previous_secret_until": None,
+}
+_DELIVERY: Final[dict[str, Any]] = {
+    "id": "msg_0064d6a3b1c0008d1f3b5a7c9e0f2a4b6c",
+    "type": "key.revoked",
+    "state": "done",
+    "attempts": 1,
+    "outcome": "delivered",
+    "status": 204,
+    "created_at": _AT,
+    "next_at": None,
+    "finished_at": _AT,
+}
 _EVENT: Final[dict[str, Any]] = {
     "timestamp": _AT,
     "action": "key_revoked",
@@ -120,6 +143,15 @@ EXAMPLES: Final[dict[str, Any]] = {
         "leaf": '{"at":1795388742854576,"index":0,"kind":"origin",...}',
         "leaf_hash": "QnY9ffpvPLBYl+czsLi0k8Cc8d2D8KGGj9daMrkcdfw=",
     },
+    "CreateWebhook": {"url": _WEBHOOK["url"], "types": _WEBHOOK["types"]},
+    "UpdateWebhook": {"disabled": True},
+    "RotateWebhookSecret": {"overlap_seconds": 3600},
+    "Webhook": _WEBHOOK,
+    "CreatedWebhook": {**_WEBHOOK, "secret": "whsec_..."},
+    "WebhookPage": {"items": [_WEBHOOK], "next_cursor": None},
+    "WebhookDelivery": _DELIVERY,
+    "WebhookDeliveryPage": {"items": [_DELIVERY], "next_cursor": None},
+    "Replayed": {"replayed": 3},
     "Stats": {
         "cache": {
             "cache_size": 1, "hits": 2, "misses": 1, "evictions": 0, "max_entries": 100_000,

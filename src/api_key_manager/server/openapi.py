@@ -34,7 +34,14 @@ _IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
         " answer."
     ),
 }
-_IDEMPOTENT: Final = ("create_key", "create_token", "rotate_key", "rotate_token")
+_IDEMPOTENT: Final = (
+    "create_key",
+    "create_token",
+    "rotate_key",
+    "rotate_token",
+    "create_webhook",
+    "rotate_webhook_secret",
+)
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "RequestId": {
         "description": (

@@ -25,6 +25,7 @@ from api_key_manager.core.models import MIN_SCHEMES
 from api_key_manager.core.permissions import MAX_GRANTS
 from api_key_manager.core.signing import MAX_TIMESTAMP
 from api_key_manager.core.tokens import MAX_PREFIX, MAX_SECRET_BYTES
+from api_key_manager.webhooks.events import TYPES
 
 __all__ = [
     "ID_SCHEMA",
@@ -34,8 +35,11 @@ __all__ = [
     "BulkRevocation",
     "CreateKey",
     "CreateToken",
+    "CreateWebhook",
     "CreatedKey",
     "CreatedToken",
+    "CreatedWebhook",
+    "DeliveryFilters",
     "Key",
     "KeyFilters",
     "KeyPage",
@@ -49,16 +53,23 @@ __all__ = [
     "RateLimit",
     "RateLimitIn",
     "Ready",
+    "Replayed",
     "ReportLeak",
     "RevokeKey",
     "RevokeKeys",
     "RotateKey",
+    "RotateWebhookSecret",
     "StatsFilters",
     "Token",
     "TokenFilters",
     "TokenPage",
     "UpdateKey",
+    "UpdateWebhook",
     "VersionPage",
+    "Webhook",
+    "WebhookDelivery",
+    "WebhookDeliveryPage",
+    "WebhookPage",
 ]
 
 MAX_TOKEN_SECONDS: Final = 315_360_000
@@ -136,7 +147,7 @@ TokenSeconds = Annotated[
 Limit = Annotated[
     int, _whole(1, 1000), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})
 ]
-Count = Annotated[int, _whole(0, 2**53 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1), _whole(0, 2**53 - 1)]
 Instant = Annotated[
     str | int | float,
     WithJsonSchema(
@@ -148,6 +159,12 @@ Instant = Annotated[
             ],
         }
     ),
+]
+WebhookUrl = Annotated[
+    str, WithJsonSchema({"type": "string", "pattern": "^https?://", "maxLength": 2048})
+]
+WebhookTypes = Annotated[
+    list[str], WithJsonSchema({"type": "array", "items": _one_of("*", *TYPES), "minItems": 1})
 ]
 At = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
@@ -327,6 +344,39 @@ class TokenFilters(_Paged):
     """Which tokens."""
 
     state: AState | None = Field(None, description="active, disabled, expired or revoked.")
+
+
+class CreateWebhook(_In):
+    """A subscription to be made."""
+
+    url: WebhookUrl
+    types: WebhookTypes | None = Field(None, description="Which events; all when left out.")
+    environment: Name | None = Field(None, description="Only events of keys that are in it.")
+    description: Why | None = None
+    disabled: bool = False
+
+
+class UpdateWebhook(_In):
+    """What is to be changed; what is left out stays."""
+
+    url: WebhookUrl | None = None
+    types: WebhookTypes | None = None
+    description: Why | None = None
+    disabled: bool = False
+
+
+class RotateWebhookSecret(_In):
+    """How long the old secret signs, too."""
+
+    overlap_seconds: Seconds = 86_400
+
+
+class DeliveryFilters(_Paged):
+    """Which deliveries."""
+
+    state: Annotated[str, WithJsonSchema(_one_of("pending", "done", "dead"))] | None = Field(
+        None, description="pending, done or dead."
+    )
 
 
 class AuditFilters(_Paged):
@@ -572,6 +622,65 @@ class Ready(Health):
     """It should get requests. ``degraded``: what is away all the same; absent when nothing is."""
 
     degraded: list[str] | None = None
+
+
+class Webhook(BaseModel):
+    """A subscription to events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    url: str
+    types: list[str]
+    environment: str | None
+    description: str | None
+    disabled: bool
+    disabled_reason: str | None = Field(description="`gone` when the receiver answered 410.")
+    created_at: At
+    updated_at: At
+    previous_secret_until: At | None = Field(description="Until then the old secret signs, too.")
+
+
+class CreatedWebhook(Webhook):
+    """A subscription with its `secret`, shown this once."""
+
+    secret: str = Field(repr=False)
+
+
+class WebhookPage(BaseModel):
+    """Every subscription, the oldest first."""
+
+    items: list[Webhook]
+    next_cursor: None
+
+
+class WebhookDelivery(BaseModel):
+    """One event to one receiver."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(description="As in the header `webhook-id`.")
+    type: str
+    state: Literal["pending", "done", "dead"]
+    attempts: int
+    outcome: str | None = Field(description="What the last try came to.")
+    status: int | None = Field(description="Of the last answer.")
+    created_at: At
+    next_at: At | None = Field(description="When it is tried next.")
+    finished_at: At | None
+
+
+class WebhookDeliveryPage(BaseModel):
+    """Some deliveries, the newest first."""
+
+    items: list[WebhookDelivery]
+    next_cursor: str | None
+
+
+class Replayed(BaseModel):
+    """How many deliveries are tried again."""
+
+    replayed: int
 
 
 class Problem(BaseModel):

@@ -45,7 +45,6 @@ def serve(settings: Settings) -> int:
     """
     if settings.WORKERS > 1:
         _check_workers(settings)
-    settings.require_built()
     set_up_logging(settings)
     _check_tls(settings)
     bound = bind(settings)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy import bindparam, func, select
 
-from api_key_manager.connections import Many, Rows, Script, Statement
+from api_key_manager.connections import Many, Script, Statement
 from api_key_manager.connections.tables import (
     audit_batches,
     audit_events,
@@ -19,9 +19,10 @@ from api_key_manager.connections.tables import (
     audit_origins,
 )
 from api_key_manager.core.models import AuditEvent
-from api_key_manager.core.sealed import LogBatch, LogState, LogStretch, LogView, Stamp
+from api_key_manager.core.sealed import LogBatch, LogState, LogView, Stamp
 from api_key_manager.storage.driver import Driver
-from api_key_manager.storage.events import MOST_LEAVES, append
+from api_key_manager.storage.events import append
+from api_key_manager.storage.log_reading import note_at, notes_after, origins, state_of
 
 __all__ = ["SqlLog", "begin", "glance", "publish", "view"]
 
@@ -72,79 +73,6 @@ _RAISE_HEAD = Statement(
 _PUT_HEAD = Statement(audit_head.insert(), tail=" ON CONFLICT DO NOTHING")
 
 
-_BATCHES = Statement(
-    select(audit_batches)
-    .where(_b.origin == bindparam("b_origin"), _b.first >= bindparam("b_first"))
-    .order_by(_b.first)
-    .limit(bindparam("b_limit"))
-)
-_STATE_OF = Statement(select(audit_origins).where(_o.origin == bindparam("b_origin")))
-_ORIGINS = Statement(select(_o.origin).order_by(_o.origin))
-_EVENTS_BETWEEN = Statement(
-    select(audit_events)
-    .where(audit_events.c.id > bindparam("b_after"), audit_events.c.id <= bindparam("b_last"))
-    .order_by(audit_events.c.id)
-    .limit(bindparam("b_limit"))
-)
-_NODES = Statement(
-    select(audit_nodes.c.level, audit_nodes.c.position, audit_nodes.c.hash)
-    .where(
-        audit_nodes.c.origin == bindparam("b_origin"),
-        audit_nodes.c.level == bindparam("b_level"),
-        audit_nodes.c.position >= bindparam("b_first"),
-        audit_nodes.c.position < bindparam("b_end"),
-    )
-    .order_by(audit_nodes.c.position)
-)
-_LEVELS = Statement(
-    select(audit_nodes.c.level).where(audit_nodes.c.origin == bindparam("b_origin")).distinct()
-)
-# A batch is never longer than what is sealed at once, so this looks at no more than it needs.
-_HASHES = Statement(
-    select(_b.first, _b.count, _b.hashes)
-    .where(
-        _b.origin == bindparam("b_origin"),
-        _b.first > bindparam("b_least"),
-        _b.first < bindparam("b_end"),
-    )
-    .order_by(_b.first)
-)
-_HOLDS = Statement(
-    select(audit_batches)
-    .where(_b.origin == bindparam("b_origin"), _b.first <= bindparam("b_index"))
-    .order_by(_b.first.desc())
-    .limit(1)
-)
-_HOLDS_NUMBER = Statement(
-    select(_b.origin, _b.first, _b.count, _b.number)
-    .where(_b.number <= bindparam("b_number"))
-    .order_by(_b.number.desc(), _b.origin.desc())
-    .limit(1)
-)
-_EVENT = Statement(select(audit_events).where(audit_events.c.id == bindparam("b_id")))
-_NOTES = Statement(
-    select(_b.origin, _b.first + _b.count, _b.note)
-    .where(
-        or_(
-            _b.origin > bindparam("b_origin"),
-            and_(
-                _b.origin == bindparam("b_origin"),
-                _b.first + _b.count > bindparam("b_size"),
-                # Says the same to the index.
-                _b.first >= bindparam("b_least"),
-            ),
-        )
-    )
-    .order_by(_b.origin, _b.first)
-    .limit(bindparam("b_limit"))
-)
-_NOTE_AT = Statement(
-    select(_b.note).where(
-        _b.origin == bindparam("b_origin"),
-        _b.first + _b.count == bindparam("b_size"),
-        _b.first >= bindparam("b_least"),
-    )
-)
 _REPAIR_HEAD = Statement(
     audit_head.insert(),
     tail=(
@@ -170,7 +98,6 @@ _DROP_LEAVES = Statement(
     .values(leaves=None)
 )
 _DROP_EVENTS = Statement(audit_events.delete().where(audit_events.c.id <= bindparam("b_last")))
-_LAST_ID: Final = 2**63 - 1
 
 
 def glance() -> Script[tuple[Any, ...]]:
@@ -287,114 +214,9 @@ def _advance(old: LogState, new: LogState) -> Script[bool]:
     return bool(rows)
 
 
-def notes_after(origin: int, size: int, limit: int) -> Script[list[tuple[int, int, str]]]:
-    """Checkpoints behind that of a log and size, in order, with their logs and sizes."""
-    rows = yield _NOTES(b_origin=origin, b_size=size, b_limit=limit, b_least=size - MOST_LEAVES)
-    return [(row[0], row[1], row[2]) for row in rows]
-
-
-def note_at(origin: int, size: int) -> Script[str | None]:
-    """The checkpoint of a log at a size."""
-    rows = yield _NOTE_AT(b_origin=origin, b_size=size, b_least=size - MOST_LEAVES)
-    return rows[0][0] if rows else None
-
-
 def repair_head(written: int) -> Script[None]:
     """Put back the last number that was given, where it is gone or was turned back."""
     yield Many(_REPAIR_HEAD, [(1, written, 0)])
-
-
-def origins() -> Script[list[int]]:
-    """The numbers of all logs of this database."""
-    rows = yield _ORIGINS()
-    return [row[0] for row in rows]
-
-
-def state_of(origin: int) -> Script[LogState | None]:
-    """How far one log has come."""
-    rows = yield _STATE_OF(b_origin=origin)
-    return LogState(*rows[0]) if rows else None
-
-
-def stretch(origin: int, first: int, after: int, limit: int) -> Script[LogStretch]:
-    """Batches of a log from a leaf on, with their events.
-
-    Args:
-        origin: which log.
-        first: the first leaf that is wanted.
-        after: the last event before them.
-        limit: how many batches.
-    """
-    state = yield from state_of(origin)
-    rows = yield _BATCHES(b_origin=origin, b_first=first, b_limit=limit)
-    batches = [LogBatch(*row) for row in rows]
-    events: Rows = []
-    if batches:
-        last = max(batch.last_id for batch in batches)
-        events = yield _EVENTS_BETWEEN(b_after=after, b_last=last, b_limit=_LAST_ID)
-    return LogStretch(state, batches, events, len(batches) < limit)
-
-
-def events_between(after: int, last: int, limit: int) -> Script[Rows]:
-    """Rows of events by id, behind one up to another."""
-    rows = yield _EVENTS_BETWEEN(b_after=after, b_last=last, b_limit=limit)
-    return rows
-
-
-def nodes_of(origin: int) -> Script[dict[tuple[int, int], bytes]]:
-    """Every hash of a subtree that is kept of a log, by level and position."""
-    found: dict[tuple[int, int], bytes] = {}
-    for (level,) in (yield _LEVELS(b_origin=origin)):
-        rows = yield _NODES(b_origin=origin, b_level=level, b_first=-_LAST_ID, b_end=_LAST_ID)
-        found.update({(row[0], row[1]): row[2] for row in rows})
-    return found
-
-
-def hashes_of(
-    origin: int, wanted: Sequence[tuple[int, int, int]]
-) -> Script[dict[tuple[int, int], bytes]]:
-    """Hashes of leaves and subtrees.
-
-    Args:
-        origin: of which log.
-        wanted: level, first position and the one behind the last; level 0 are leaves.
-
-    Returns:
-        Those that are there, by level and position.
-    """
-    found: dict[tuple[int, int], bytes] = {}
-    for level, first, end in wanted:
-        if level:
-            rows = yield _NODES(b_origin=origin, b_level=level, b_first=first, b_end=end)
-            found.update({(row[0], row[1]): row[2] for row in rows})
-            continue
-        rows = yield _HASHES(b_origin=origin, b_least=first - MOST_LEAVES, b_end=end)
-        for start, length, joined in rows:
-            for at in range(max(first, start), min(end, start + length)):
-                found[0, at] = joined[(at - start) * 32 : (at - start + 1) * 32]
-    return found
-
-
-def batch_of(origin: int, index: int) -> Script[LogBatch | None]:
-    """The batch that holds a leaf."""
-    rows = yield _HOLDS(b_origin=origin, b_index=index)
-    batch = LogBatch(*rows[0]) if rows else None
-    return batch if batch is not None and index < batch.first + batch.length else None
-
-
-def event_of(row_id: int) -> Script[tuple[Any, ...] | None]:
-    """The row of an event."""
-    rows = yield _EVENT(b_id=row_id)
-    return rows[0] if rows else None
-
-
-def place_of(number: int) -> Script[tuple[int, int] | None]:
-    """Which log holds the event of a number, and at which index; ``None`` until it is sealed."""
-    rows = yield _HOLDS_NUMBER(b_number=number)
-    if not rows:
-        return None
-    origin, first, length, start = rows[0]
-    return (origin, first + number - start) if number < start + length else None
 
 
 class SqlLog:

@@ -87,6 +87,12 @@ METRICS: Final[Mapping[str, Metric]] = {
         "histogram", "How long callers waited for the store.", ("access", "operation")
     ),
     "akm_keys": Metric("gauge", "Keys, without admin tokens and deleted ones.", ("state",), "own"),
+    "akm_webhook_deliveries_total": Metric(
+        "counter", "Tries to deliver a webhook.", ("outcome",)
+    ),
+    "akm_webhook_queue_deliveries": Metric(
+        "gauge", "Deliveries that wait, and those that were given up.", ("state",), "own"
+    ),
     "akm_http_requests_total": Metric(
         "counter", "Answered requests.", ("method", "route", "status")
     ),

@@ -16,7 +16,8 @@ from api_key_manager.audit.sink import notes_in
 from api_key_manager.audit.verify import Finding, LogCheck
 from api_key_manager.core.exceptions import ConfigurationError, KeyNotFoundError, ValidationError
 from api_key_manager.core.sealed import LogBatch, LogState
-from api_key_manager.storage import log as scripts
+from api_key_manager.storage import log
+from api_key_manager.storage import log_reading as scripts
 from api_key_manager.storage.log import SqlLog
 from api_key_manager.wiring.backend import Backend
 
@@ -248,7 +249,7 @@ class Log:
     async def _waiting(self, check: LogCheck) -> AsyncIterator[Finding]:
         after, whole = check.last_id, False
         while not whole:
-            view = await self._driver.read_aside(scripts.view, after, _EVENTS)
+            view = await self._driver.read_aside(log.view, after, _EVENTS)
             whole = len(view.rows) < _EVENTS
             if (
                 view.state is not None

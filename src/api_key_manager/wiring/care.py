@@ -23,6 +23,7 @@ from api_key_manager.wiring.findings import Finding, keyring_findings
 from api_key_manager.wiring.limits import unshared_between_nodes
 from api_key_manager.wiring.places import database_path
 from api_key_manager.wiring.token_care import tokens_to_look_at
+from api_key_manager.wiring.vault import vault_problems
 
 __all__ = ["Finding", "diagnose", "upgrade"]
 
@@ -89,6 +90,13 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
                 yield Finding("warning", "rate limits", limits)
             for told in await tokens_to_look_at(deployment.manager):
                 yield Finding("warning", "admin tokens", told)
+            if settings.VAULT_ENABLED and settings.vault_credentials:
+                wrong = await vault_problems(settings)
+                for message in wrong:
+                    yield Finding("error", "vault", message)
+                if not wrong:
+                    lease = settings.VAULT_LEASE_SECONDS
+                    yield Finding("ok", "vault", f"it does what is asked of it; lease {lease} s")
             async for finding in _records(deployment):
                 yield finding
             for finding in await _log(deployment):
@@ -108,7 +116,7 @@ def _files(settings: Settings, path: Path | None, deployment: Deployment) -> lis
         found.append(
             Finding("warning", "admin token", "AKM_ADMIN_TOKEN is set and opens everything")
         )
-    if not settings.AKM_MASTER_KEY:
+    if not settings.AKM_MASTER_KEY and settings.KEK_PROVIDER == "local":
         found.append(
             Finding(
                 "ok",
@@ -132,6 +140,7 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
         page = await store.driver.read_aside(scripts.every, last, _PAGE)
         if not page:
             break
+        await manager.box.fetch(page)
         for record in page:
             count += 1
             static_now = record.min_scheme == "static" and record.deleted_at is None

@@ -25,6 +25,8 @@ from api_key_manager.storage import SqlNonceRegister, SqlNonceStore, SqlStore
 from api_key_manager.storage.feed import prune as prune_feed
 from api_key_manager.storage.idempotency import prune as prune_requests
 from api_key_manager.storage.quotas import prune_quotas
+from api_key_manager.vault_integration.secret_store import VaultSecrets
+from api_key_manager.webhooks import Outbox, Sender, Webhooks
 from api_key_manager.wiring.backend import Backend
 from api_key_manager.wiring.backends import open_backend
 from api_key_manager.wiring.exposition import Exposition
@@ -40,6 +42,7 @@ from api_key_manager.wiring.observing import Observing
 from api_key_manager.wiring.places import key_path
 from api_key_manager.wiring.redis import SharedByRedis, share_by_redis
 from api_key_manager.wiring.supervisor import Supervisor, every
+from api_key_manager.wiring.vault import keep_secrets
 from api_key_manager.wiring.worker import Worker
 
 __all__ = ["Deployment", "open_deployment", "open_manager"]
@@ -56,6 +59,7 @@ _RETAIN_SECONDS = 60.0
 _FEED_KEPT_SECONDS = 3600
 _PUBLISH_SECONDS = 1.0
 _PROBE_SECONDS = 0.5
+_VAULT_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 
 
@@ -74,6 +78,7 @@ class Deployment:
         first_token: the admin token minted just now, once in a database's life.
         first_token_file: where that token was put, when no terminal could show it.
         github_keys: where GitHub publishes the keys that it signs reports of leaks with.
+        webhooks, outbox: who is told of events, and what tells them; ``None`` in memory.
         observing: counts what happens.
         exposition: the metrics.
         sealer: keeps the transparency log, where there is one.
@@ -102,12 +107,22 @@ class Deployment:
         self.supervisor = Supervisor()
         self._audit_problem: str | None = None
         self._sweeps = True
+        self.vault: VaultSecrets | None = None
         self.sealer = _sealer(settings, manager, backend)
         self.github_keys = GITHUB_KEYS
         self.observing = observing
+        self.outbox: Outbox | None = None
+        self.webhooks: Webhooks | None = None
+        if isinstance(backend.store, SqlStore) and backend.notary is not None:
+            driver, box, clock = backend.store.driver, manager.box, manager.clock
+            stamp = backend.notary.macs.stamp
+            sender = Sender(private=settings.WEBHOOK_ALLOW_PRIVATE)
+            self.outbox = Outbox(driver, box, stamp, sender, clock)
+            self.webhooks = Webhooks(driver, box, stamp, sender, self.outbox, clock)
         self.exposition = Exposition(
-            manager, observing.meter, lambda: not self.problems(), observing.worker, shared
-        )
+            manager, observing.meter, lambda: not self.problems(), observing.worker, shared,
+            self.outbox,
+        )  # fmt: skip
 
     def problems(self) -> list[str]:
         """Why this process should get no requests right now; empty when it should."""
@@ -122,6 +137,10 @@ class Deployment:
         """What is away though requests are answered all the same, as the settings say, and what is
         wrong with the log."""
         found = self.sealer.problems() if self.sealer is not None else []
+        if self.vault is not None and self.vault.problem is not None:
+            found.append(self.vault.problem)
+        if self.backend.keys is not None and self.backend.keys.lease_problem is not None:
+            found.append(self.backend.keys.lease_problem)
         if self.shared is not None:
             return [*self.shared.problems(), *found]
         nonces = self.backend.nonces
@@ -218,6 +237,8 @@ class Deployment:
         await self.observing.close()
         if self.shared is not None:
             await self.shared.close()
+        if self.vault is not None:
+            await self.vault.close()
         await self.backend.close()
 
 
@@ -270,16 +291,20 @@ async def open_deployment(
         opentelemetry: whether its variables in the environment are heeded; else nothing is sent.
 
     Raises:
-        ConfigurationError: a setting or the master key is missing, wrong, or not built yet.
+        ConfigurationError: a setting or the master key is missing or wrong.
         StorageError: the database cannot be opened.
     """
-    settings.require_built()
     observing = Observing(worker, opentelemetry=opentelemetry)
     try:
         backend = await open_backend(settings, observing, create=create, background=background)
+        vault = None
         try:
+            vault = keep_secrets(settings, backend)
             deployment = _deployment(settings, backend, observing, background=background)
+            deployment.vault = vault
         except BaseException:
+            if vault is not None:
+                await vault.close()
             await backend.close()
             raise
     except BaseException:
@@ -289,6 +314,11 @@ async def open_deployment(
         if backend.keys is not None:
             # Also for one command: an import may outgrow a data key.
             deployment.supervisor.start("keyring", backend.keys.keep)
+            if settings.KEK_PROVIDER == "vault-transit":
+                lease = partial(backend.keys.keep_lease, settings.VAULT_LEASE_SECONDS)
+                deployment.supervisor.start("lease", lease)
+        if vault is not None:
+            deployment.supervisor.start("vault", every(_VAULT_SECONDS, vault.renew))
         if deployment.sealer is not None:
             await deployment.sealer.prepare()
         if background:
@@ -372,6 +402,8 @@ async def _start(deployment: Deployment) -> None:
         box = manager.box
         supervisor.start("marks", every(_MARK_SECONDS, lambda: _mark(store, box)))
         supervisor.start("pruner", every(_PRUNE_SECONDS, lambda: _prune(deployment, store)))
+    if deployment.outbox is not None:
+        supervisor.start("webhooks", deployment.outbox.run)
     for name, work in backend.tasks.items():
         supervisor.start(name, work)
     if deployment.shared is not None:
@@ -427,5 +459,7 @@ async def _prune(deployment: Deployment, store: SqlStore) -> None:
         while await store.driver.write(prune_requests, int(now * 1_000_000)):
             pass
         await store.driver.write(prune_feed, int((now - _FEED_KEPT_SECONDS) * 1_000_000))
+        if deployment.outbox is not None:
+            await deployment.outbox.prune()
     except StorageError as error:
         _log.warning("what has ended could not be removed: %s", error)

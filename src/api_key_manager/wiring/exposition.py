@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from api_key_manager.core.manager import KeyManager
     from api_key_manager.telemetry.numbers import Meter
+    from api_key_manager.webhooks import Outbox
     from api_key_manager.wiring.redis import SharedByRedis
     from api_key_manager.wiring.worker import Worker
 
@@ -36,6 +37,7 @@ class Exposition:
         ready: whether this process should get requests.
         worker: which of several processes this is.
         shared: what it shares with others by Redis, if it does.
+        outbox: what sends webhooks, if there are any.
 
     Attributes:
         latest: what was read last; never changed afterwards, for other threads.
@@ -48,11 +50,14 @@ class Exposition:
         ready: Callable[[], bool],
         worker: Worker | None,
         shared: SharedByRedis | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self._manager = manager
         self._meter = meter
         self._ready = ready
         self._shared = shared
+        self._outbox = outbox
+        self._waiting: Mapping[str, int] = {}
         self._counted = Remembered(self._count_keys, seconds=_KEYS_SECONDS, failures=StorageError)
         self._board = None if worker is None else Board(*worker, clock=boot_clock)
         # One exchange at a time: an older one must not be written over a newer one.
@@ -83,6 +88,8 @@ class Exposition:
     async def _count_keys(self) -> dict[str, int]:
         now = int(self._manager.clock() * MICROSECONDS)
         counted = await self._manager.store.count(KEY_REALM, now)
+        if self._outbox is not None:
+            self._waiting = await self._outbox.depth()
         return {**dict.fromkeys(_STATES, 0), **counted}
 
     def _read(self, keys: Mapping[str, int] | None) -> Readings:
@@ -120,8 +127,12 @@ class Exposition:
         }
         if self._shared is not None:
             read.update(_of_redis(self._shared))
+        if self._outbox is not None:
+            read["akm_webhook_deliveries_total"] = _labelled(self._outbox.counts)
         if keys is not None:
             read["akm_keys"] = _labelled(keys)
+            if self._outbox is not None:
+                read["akm_webhook_queue_deliveries"] = _labelled(self._waiting)
         return read
 
 

@@ -17,12 +17,14 @@ from api_key_manager.core.exceptions import (
     VaultError,
 )
 from api_key_manager.core.models import AuditEvent, canonical_json
+from api_key_manager.core.records import boot_clock
 from api_key_manager.encryption import (
     AUDIT_MAC,
     AUDIT_SIGN,
     DATA,
     FOUNDED,
     PEPPER,
+    RECORD_MAC,
     EnvelopeBox,
     Keyring,
     Providers,
@@ -49,6 +51,7 @@ _LOOK_SECONDS: Final = 5.0
 _LEARN_SECONDS: Final = 0.2
 _REWRAP_BATCH: Final = 50
 _PAGE: Final = 200
+_LEASE_AGAIN_SECONDS: Final = 1.0
 
 
 class Standing(NamedTuple):
@@ -90,6 +93,44 @@ class StoredKeyring:
         self._begun = 0
         self._looked_at = -_LOOK_SECONDS
         self._failed = False
+        self._opened = boot_clock()
+        self.lease_problem: str | None = None
+
+    # The lease
+
+    async def keep_lease(self, seconds: float) -> None:
+        """Ask for the data keys again and again: they, and what is made of them, are used for
+        ``seconds`` after the key-encryption key last gave them.
+
+        Peppers and the key of the record MACs stay as long as the process.
+        """
+        self.box.lend(self._opened + seconds)
+        wait = seconds / 3
+        while True:
+            await asyncio.sleep(wait)
+            wait = seconds / 3
+            try:
+                at = boot_clock()
+                rows = [WrappedKey(*row) for row in await self._driver.read(keyrings.read_keyring)]
+                ring = Keyring({(RECORD_MAC, 1): self.keyring.get(RECORD_MAC, 1)})
+                data = [row for row in rows if row.kind == DATA]
+                await add_missing(ring, self.providers, data)
+            except APIKeyManagerException as error:
+                if self.lease_problem is None:
+                    _log.error("the data keys' lease cannot be renewed: %s", error)
+                self.lease_problem = f"the data keys' lease cannot be renewed: {error.reason}"
+                wait = min(wait, _LEASE_AGAIN_SECONDS)
+                if not self.box.lent:
+                    self.keyring.forget(DATA)
+                    self.box.forget()
+            else:
+                if self.lease_problem is not None:
+                    _log.info("the data keys' lease is renewed again")
+                self.lease_problem = None
+                for number in ring.numbers(DATA):
+                    self.keyring.add(DATA, number, ring.get(DATA, number))
+                self.box.refresh()
+                self.box.lend(at + seconds)
 
     # Learning
 

@@ -15,6 +15,7 @@ from api_key_manager.encryption import (
     read_key_file,
 )
 from api_key_manager.wiring.places import find_master_key, read_shared_master_key
+from api_key_manager.wiring.vault import transit_key
 
 __all__ = ["find_providers"]
 
@@ -38,6 +39,8 @@ def find_providers(
 def _current(
     settings: Settings, database: Path | None, origin: str, *, make: bool
 ) -> KeyEncryption:
+    if settings.KEK_PROVIDER == "vault-transit":
+        return transit_key(settings)
     if database is None:
         return LocalKey(read_shared_master_key(settings, origin, make=make))
     return LocalKey(find_master_key(settings, database, origin, make=make))
@@ -48,6 +51,10 @@ def _previous(settings: Settings) -> tuple[KeyEncryption, ...]:
         raw = decode_master_key(settings.AKM_PREVIOUS_MASTER_KEY)
         return (LocalKey(MasterKey(raw, "AKM_PREVIOUS_MASTER_KEY")),)
     if not settings.AKM_PREVIOUS_MASTER_KEY_FILE:
+        before = settings.VAULT_ENABLED and settings.vault_credentials
+        if before and settings.KEK_PROVIDER == "local" and settings.SECRET_STORE == "database":
+            # Vault is enabled for nothing else: for what is still wrapped there, or was kept there.
+            return (transit_key(settings),)
         return ()
     path = Path(settings.AKM_PREVIOUS_MASTER_KEY_FILE).absolute()
     key = read_key_file(path, decode_master_key)

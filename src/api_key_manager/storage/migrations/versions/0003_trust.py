@@ -93,6 +93,56 @@ def _encryption() -> None:
 
 def _webhooks() -> None:
     """Subscriptions, what is to be sent, and what could not be."""
+    few = "action NOT IN ('key_validated', 'key_refused', 'login_refused', 'address_slowed')"
+    _index_where("ix_audit_changes", "audit_events", ["id"], few)
+    text_id = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
+    op.create_table(
+        "webhooks",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("url", sa.String(2048), nullable=False),
+        sa.Column("types", sa.Text, nullable=False),
+        sa.Column("environment", sa.String(128)),
+        sa.Column("description", sa.String(256)),
+        sa.Column("sealed", sa.LargeBinary, nullable=False),
+        sa.Column("previous_sealed", sa.LargeBinary),
+        sa.Column("previous_until", sa.BigInteger),
+        sa.Column("disabled", sa.Boolean, nullable=False),
+        sa.Column("disabled_reason", sa.String(32)),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("updated_at", sa.BigInteger, nullable=False),
+        sa.Column("since", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "webhook_deliveries",
+        sa.Column("id", text_id, primary_key=True),
+        sa.Column("webhook_id", sa.String(32), nullable=False),
+        sa.Column("event_id", sa.BigInteger),
+        sa.Column("type", sa.String(64), nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("next_at", sa.BigInteger, nullable=False),
+        sa.Column("state", sa.String(8), nullable=False),
+        sa.Column("status", sa.Integer),
+        sa.Column("outcome", sa.String(32)),
+        sa.Column("finished_at", sa.BigInteger),
+        sa.UniqueConstraint("webhook_id", "event_id", name="uq_deliveries_event"),
+    )
+    op.create_index("ix_deliveries_webhook", "webhook_deliveries", ["webhook_id", "id"])
+    pending, finished = "state = 'pending'", "finished_at IS NOT NULL"
+    _index_where("ix_deliveries_due", "webhook_deliveries", ["webhook_id", "next_at"], pending)
+    _index_where("ix_deliveries_finished", "webhook_deliveries", ["finished_at"], finished)
+    op.create_table(
+        "webhook_cursor",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("position", sa.BigInteger, nullable=False),
+    )
+    op.execute("INSERT INTO webhook_cursor (id, position) VALUES (1, 0)")
+    op.create_table(
+        "expiry_warnings",
+        sa.Column("key_id", text_id, primary_key=True),
+        sa.Column("expires_at", sa.BigInteger, nullable=False),
+    )
 
 
 def _leaks() -> None:
@@ -106,3 +156,8 @@ def _leaks() -> None:
         sqlite_where=sa.text("mark IS NOT NULL"),
         postgresql_where=sa.text("mark IS NOT NULL"),
     )
+
+
+def _index_where(name: str, table: str, columns: list[str], where: str) -> None:
+    condition = sa.text(where)
+    op.create_index(name, table, columns, sqlite_where=condition, postgresql_where=condition)

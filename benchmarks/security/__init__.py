@@ -1,0 +1,1 @@
+"""Does the time of a refusal tell what was wrong? `make bench-security`."""
