@@ -127,7 +127,7 @@ class Notary:
         """The checkpoint that a log cites, by its first batch; ``None`` when it cites none, or was
         edited."""
         leaf: object = first.leaves
-        if not isinstance(leaf, bytes) or leaf_hash(leaf) != first.hashes:
+        if not isinstance(leaf, bytes) or leaf_hashes([leaf]) != [first.hashes]:
             return None
         if not self.macs.vouches(first.mac, *self.batch_words(first)):
             return None

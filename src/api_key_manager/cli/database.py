@@ -133,7 +133,7 @@ def restore(
     )  # fmt: skip
     done = run(restore_from(load_settings(), wanted))
     for words in done.noted:
-        note(f"its log says: {words}")
+        note(f"noted: {words}")
     if dry_run:
         _say_lost(done.lost)
     elif done.database is None:

@@ -22,7 +22,13 @@ from api_key_manager.core.models import AuditEvent
 from api_key_manager.core.sealed import LogBatch, LogState, LogView, Stamp
 from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.events import append
-from api_key_manager.storage.log_reading import note_at, notes_after, origins, state_of
+from api_key_manager.storage.log_reading import (
+    batch_of,
+    note_at,
+    notes_after,
+    origins,
+    state_of,
+)
 
 __all__ = ["SqlLog", "begin", "glance", "publish", "view"]
 

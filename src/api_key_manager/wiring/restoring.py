@@ -38,11 +38,11 @@ from api_key_manager.core.models import (
     canonical_json,
     rfc3339,
 )
-from api_key_manager.core.ports import NONCE_LEASE_SECONDS
+from api_key_manager.core.ports import NONCE_LEASE_SECONDS, SecretBox
 from api_key_manager.core.records import open_record
 from api_key_manager.core.sealed import LogState
 from api_key_manager.storage import SqliteDriver, SqliteStore, restoring, scripts, upgrade
-from api_key_manager.storage import log as log_scripts
+from api_key_manager.storage import log_reading as log_scripts
 from api_key_manager.storage.copies import (
     EVERY_TABLE,
     SqliteReader,
@@ -56,10 +56,12 @@ from api_key_manager.storage.copies import (
 from api_key_manager.storage.log import SqlLog
 from api_key_manager.storage.schema import HEAD, KNOWN
 from api_key_manager.wiring.auditing import Log, notes_of
+from api_key_manager.wiring.backend import Backend
 from api_key_manager.wiring.keyring import StoredKeyring, open_box
 from api_key_manager.wiring.lost import Closed, Lost, events_of, lost_by_events, lost_by_records
 from api_key_manager.wiring.places import database_path
 from api_key_manager.wiring.providers import find_providers
+from api_key_manager.wiring.vault import keep_secrets
 
 __all__ = ["Restore", "Restored", "restore"]
 
@@ -113,7 +115,7 @@ class Restored(NamedTuple):
         log: the name of its new log; its number is behind the last slash.
         lost: what the backup did not know.
         closed: ids of keys that were closed again.
-        noted: what its log says of its own past.
+        noted: what its log says of its own past, and what could not be checked.
     """
 
     database: str | None
@@ -130,6 +132,8 @@ class _Staged(NamedTuple):
     """A backup in a file of its own, open."""
 
     driver: SqliteDriver
+    store: SqliteStore
+    box: SecretBox
     keys: StoredKeyring
     tables: SqlLog
     revision: int
@@ -294,8 +298,16 @@ async def _opened(
             driver, str(source), partial(find_providers, settings, target), create=False
         )
         try:
-            tables = SqlLog(driver, keys.notary.macs.stamp)
-            yield _Staged(driver, keys, tables, revision)
+            stamp = keys.notary.macs.stamp
+            store = SqliteStore(driver, stamp=stamp)
+            backend = Backend(store, store, str(source), keys.providers.current.source)
+            backend.box = keys.box
+            vault = keep_secrets(settings, backend)
+            try:
+                yield _Staged(driver, store, backend.box, keys, SqlLog(driver, stamp), revision)
+            finally:
+                if vault is not None:
+                    await vault.close()
         finally:
             await keys.providers.close()
     finally:
@@ -317,10 +329,12 @@ async def _look(
     newest = await _of_sink(settings, stage)
     notes += newest
     with wanted.bar("records") as advance:
-        count, wrong = await _check_records(stage, advance)
+        count, away, wrong = await _check_records(stage, advance)
     with wanted.bar("leaves") as advance:
         noted, found = await _check_log(stage, notes, advance)
     wrong += found
+    if away:
+        noted.append(f"secrets of {away} keys could not be had from Vault, and were not checked")
     if wrong:
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise StorageError(
@@ -331,21 +345,29 @@ async def _look(
     return (count, events), noted, await _compare(wanted, stage, notes, newest)
 
 
-async def _check_records(stage: _Staged, advance: Advance) -> tuple[int, list[str]]:
-    """Every record must fit its MAC and open, and be what the log has it for."""
-    wrong, count, last = [], 0, ""
+async def _check_records(stage: _Staged, advance: Advance) -> tuple[int, int, list[str]]:
+    """Every record must fit its MAC and open, and be what the log has it for.
+
+    Returns:
+        How many there are, of how many Vault does not give the secret, and what is wrong.
+    """
+    wrong, count, away, last = [], 0, 0, ""
     while page := await stage.driver.read_aside(scripts.every, last, _PAGE):
+        await stage.box.fetch(page)
         for record in page:
             try:
-                open_record(record, stage.keys.box)
+                open_record(record, stage.box)
             except EncryptionError as error:
-                wrong.append(str(error))
+                if error.reason == "unavailable":
+                    away += 1
+                else:
+                    wrong.append(str(error))
         last, count = page[-1].key_id, count + len(page)
         advance(count, 0)
     for key_id, _, row in await stage.driver.read_aside(scripts.rolled_back, _PAGE):
         what = "removed" if row is None else "rolled back to an older state"
         wrong.append(f"key {key_id} was {what}")
-    return count, wrong
+    return count, away, wrong
 
 
 async def _check_log(
@@ -423,6 +445,8 @@ async def _compare(wanted: Restore, stage: _Staged, notes: list[str], sink: list
 @asynccontextmanager
 async def _against(url: str) -> AsyncIterator[tuple[TableReader, str, int]]:
     """The old database, with its origin and revision."""
+    if "://" in url and not url.startswith(("postgresql://", "sqlite:///")):
+        raise ConfigurationError("--against: sqlite:///path/to/file.db or postgresql://… is taken")
     if url.startswith("postgresql://"):
         from api_key_manager.storage.postgres_copies import read_postgres
 
@@ -471,8 +495,7 @@ async def _begin_anew(stage: _Staged, lost: Lost, made_at: int | None, noted: Se
 
 async def _close(stage: _Staged, closed: Sequence[Closed]) -> list[str]:
     """Close again what was closed after the backup; the ids."""
-    store = SqliteStore(stage.driver, stamp=stage.keys.notary.macs.stamp)
-    manager, by, done = KeyManager(store=store, box=stage.keys.box), Origin(_ACTOR), []
+    manager, by, done = KeyManager(store=stage.store, box=stage.box), Origin(_ACTOR), []
     for key_id, realm, how, at in closed:
         try:
             if how == "deleted":
