@@ -8,7 +8,6 @@ import json
 import os
 import random
 import secrets
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,11 +22,13 @@ import pytest
 
 from api_key_manager.audit.checkpoint import read_text
 from api_key_manager.core import ConfigurationError, Reason, StorageError
+from api_key_manager.core.ports import Changed
 from api_key_manager.encryption import DATA
-from api_key_manager.storage import SqliteDriver
+from api_key_manager.storage import SqliteDriver, feed
 from api_key_manager.storage.copies import TABLES
 from api_key_manager.wiring import Restore, Restored, backup, restore
 from tests.integration.audit_logs import findings, sealed
+from tests.integration.old_schemas import second_schema
 from tests.integration.places import Place, signed
 from tests.integration.postgres_nodes import MASTER, Shared, eventually, warm
 from tests.services import Postgres
@@ -166,7 +167,8 @@ async def test_everything_comes_back(make, kind, into):
         fresh = await manager.create_key()
         assert await manager.verify(**signed(manager, fresh))
         number = int(done.log.rpartition("/")[2])
-        await sealed(deployment)
+        await manager.recorder.flush(manager.clock())
+        await eventually(deployment.sealer.seal)
         assert deployment.sealer.state.origin == number
         assert await findings(deployment, first_log=number) == []
         (told,) = await findings(deployment)
@@ -458,23 +460,34 @@ async def test_an_empty_database_of_ours_is_empty(make):
     assert await judged(place, filled.live) is Reason.VALID
 
 
-async def test_an_old_backup(make):
-    """A backup that is a whole database of the first schema is brought up to date on the way."""
-    old, place, filled = make("sqlite"), make("sqlite"), Filled()
+@pytest.mark.parametrize("into", KINDS)
+async def test_an_old_backup(make, into):
+    """A database of an older schema is brought up to date on the way; it stays as it was itself."""
+    old, place = make("sqlite"), make(into)
+    await second_schema(old, MASTER)
+    old.sql("INSERT INTO audit_events (id, at, action, count) VALUES (7, 2, 'seen', 1)")
+    before = old.file.read_bytes()
+    done = await restored(place, old.file)
+    assert done.made_at is None
+    assert await judged(place, {"key_id": "s", "secret": "s" * 40}) is Reason.VALID
+    assert old.file.read_bytes() == before
+    async with place.open(create=False, background=False) as deployment:
+        assert await findings(deployment, first_log=int(done.log.rpartition("/")[2])) == []
+
+
+async def test_a_database_that_was_moved_away(make):
+    """A whole SQLite file is as good as a backup: so it gets to PostgreSQL."""
+    old, place, filled = make("sqlite"), make("postgresql"), Filled()
     await filled.fill(old)
-    source = shutil.copy(old.file, old.folder / "moved-away.db")
-    done = await restored(place, source)
+    done = await restored(place, old.file)
     assert done.made_at is None
     assert await judged(place, filled.live) is Reason.VALID
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_running_node_notices(make, kind, caplog):
+async def test_a_running_node_notices(make):
     """A node that runs on while its database is replaced by a backup drops what it has cached, and
     the keys that the backup does not know: what it would seal under them nobody could open."""
-    if kind == "sqlite":
-        pytest.skip("a process has the old file open, whatever has its name by now")
-    place, filled = make(kind), Filled()
+    place, filled = make("postgresql"), Filled()
     await filled.fill(place)
     source = await backed_up(place)
     async with place.open(create=False) as node:
@@ -526,6 +539,100 @@ async def test_killed_at_any_point(make, kind):
         assert place.sql("SELECT count(*) FROM keys") == [(306,)]
         assert await judged(place, filled.live) is Reason.VALID
     assert cut_off
+
+
+async def test_a_follower_notices_whatever_it_has_read(make):
+    """What a restore leaves in the feed is told from any change, also by one who has read further,
+    or nothing yet; and only once."""
+    place = make("sqlite")
+    for changes in (0, 3):
+        async with place.open(background=False) as deployment:
+            for _ in range(changes):
+                await deployment.manager.create_key()
+            driver = deployment.manager.store.driver
+            last = (await driver.read(feed.read, None, 10)).changes
+            after = last[-1] if last else Changed(0, "", 0)
+            place.sql("UPDATE deployment SET revision = revision + 1000")
+            place.sql("DELETE FROM changes")
+            place.sql("INSERT INTO changes SELECT revision, '', 5 FROM deployment")
+            reading = await driver.read(feed.read, after, 10)
+            assert reading.lost
+            assert not reading.complete
+            (anew,) = (await driver.read(feed.read, None, 10)).changes
+            assert anew.key_id == ""
+            await deployment.manager.create_key()
+            reading = await driver.read(feed.read, anew, 10)
+            assert reading.complete
+            assert not reading.lost
+            assert len(reading.changes) == 1
+
+
+class TestCommand:
+    """``akm db backup`` and ``akm db restore`` as they are typed."""
+
+    def typed(self, place: Place, *words: str, code: int = 0, **env: str) -> str:
+        done = place.akm("db", *words, **env)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout + done.stderr
+
+    @pytest.mark.parametrize("kind", KINDS)
+    async def test_there_and_back(self, make, kind):
+        """It backs up either kind, asks for consent, and says what works again."""
+        old, place = make(kind), make("sqlite")
+        source, _ = await TestWhatIsLost().closed_later(old)
+        source = old.folder / "typed.db"
+        assert str(source) in self.typed(old, "backup", str(source))
+        assert source.stat().st_mode & 0o777 == 0o600
+        async with old.open(create=False, background=False) as deployment:
+            await deployment.manager.revoke_key("later")
+        told = self.typed(place, "restore", str(source), code=1)
+        assert "is not known: --against" in told
+        assert "--accept-lost-changes" in told
+        assert not place.file.exists()
+        told = self.typed(place, "restore", str(source), "--against", url(old), "--dry-run")
+        assert "later (revoked)" in told
+        assert not place.file.exists()
+        accepted = (str(source), "--against", url(old), "--accept-lost-changes")
+        document = place.akm("db", "restore", *accepted, "--json")
+        assert document.returncode == 0, document.stderr
+        answer = json.loads(document.stdout)
+        assert answer["restored"] == str(place.file)
+        assert answer["revived"] == [{"key_id": "later", "how": "revoked"}]
+        assert answer["closed"] == []
+        number = answer["log"].rpartition("/")[2]
+        assert place.akm("audit", "verify", "--log", number).returncode == 0
+        assert place.akm("doctor").returncode == 0
+        assert "is there" in self.typed(place, "restore", str(source), code=2)
+
+    async def test_closed_again(self, make):
+        """With --revoke-lost it closes what was closed, and says so."""
+        old, place = make("sqlite"), make("sqlite")
+        source, live = await TestWhatIsLost().closed_later(old)
+        told = self.typed(
+            place, "restore", str(source), "--against", url(old), "--revoke-lost",
+            "--accept-lost-changes",
+        )  # fmt: skip
+        assert "closed again: bearer, live, root, rotated" in told
+        assert "work again" not in told
+        assert await judged(place, live) is Reason.REVOKED
+
+    async def test_without_a_question(self, make, tmp_path):
+        """A backup that ends with the sink's newest checkpoint needs no consent."""
+        old, place, sink = make("sqlite"), make("sqlite"), tmp_path / "sink"
+        await Filled().fill(old, AUDIT_SINK=str(sink))
+        source = await backed_up(old)
+        told = self.typed(place, "restore", str(source), AUDIT_SINK=str(sink))
+        assert "nothing is lost" in told
+
+    def test_a_password_is_not_told(self, make):
+        """What cannot be taken for a database is refused without its words."""
+        place = make("sqlite")
+        source = place.folder / "none.db"
+        told = self.typed(
+            place, "restore", str(source), "--against", "postgres://me:s3cr3t@host/db", code=2
+        )
+        assert "s3cr3t" not in told
 
 
 async def test_killed_backup_has_no_name(make, monkeypatch):
