@@ -14,6 +14,7 @@ from api_key_manager.audit.leaf import (
     missing_leaf,
     new_salts,
     origin_leaf,
+    read_leaf,
     salted,
 )
 from api_key_manager.audit.merkle import HASH_BYTES, Node, grow, leaf_hashes, root_of
@@ -123,6 +124,20 @@ class Notary:
     def batch_words(batch: LogBatch) -> tuple[Any, ...]:
         """What that MAC covers."""
         return (_BATCH, *batch[:6], batch.note)
+
+    def previous(self, first: LogBatch) -> str | None:
+        """The checkpoint that a log cites, by its first batch; ``None`` when it cites none, or was
+        edited."""
+        leaf: object = first.leaves
+        if not isinstance(leaf, bytes) or leaf_hashes([leaf]) != [first.hashes]:
+            return None
+        if not self.macs.vouches(first.mac, *self.batch_words(first)):
+            return None
+        try:
+            cited = read_leaf(leaf).get("previous")
+        except ValueError:
+            return None
+        return cited if isinstance(cited, str) else None
 
     def start(
         self, origin: int, previous: str | None, at: int, *, number: int, row_id: int,

@@ -24,12 +24,14 @@ class Finding(NamedTuple):
     """One thing that does not fit.
 
     ``origin`` is the log, ``leaf`` the index, ``row_id`` the event's id; where it has one.
+    ``noted``: the log itself says so, under its own checkpoints: it was found when it happened.
     """
 
     message: str
     origin: int | None = None
     leaf: int | None = None
     row_id: int | None = None
+    noted: bool = False
 
     def __str__(self) -> str:
         where = [
@@ -211,7 +213,7 @@ class LogCheck:
             yield self._finding(
                 f"events of the numbers {said.get('first')} to {said.get('last')} were deleted or"
                 " edited before they were sealed", index,
-            )  # fmt: skip
+            )._replace(noted=True)  # fmt: skip
             if isinstance(last := said.get("last"), int):
                 self.number = last
         elif said.get("kind") == "origin" and index == 0:

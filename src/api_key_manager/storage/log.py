@@ -22,7 +22,13 @@ from api_key_manager.core.models import AuditEvent
 from api_key_manager.core.sealed import LogBatch, LogState, LogView, Stamp
 from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.events import append
-from api_key_manager.storage.log_reading import note_at, notes_after, origins, state_of
+from api_key_manager.storage.log_reading import (
+    batch_of,
+    note_at,
+    notes_after,
+    origins,
+    state_of,
+)
 from api_key_manager.storage.log_rows import state_from, whole
 
 __all__ = ["SqlLog", "begin", "glance", "publish", "view"]
@@ -281,6 +287,10 @@ class SqlLog:
     async def note_at(self, origin: int, size: int) -> str | None:
         """See :func:`note_at`."""
         return await self.driver.read_aside(note_at, origin, size)
+
+    async def batch_of(self, origin: int, index: int) -> LogBatch | None:
+        """See :func:`batch_of`."""
+        return await self.driver.read_aside(batch_of, origin, index)
 
     async def notes_after(self, origin: int, size: int, limit: int) -> list[tuple[int, int, str]]:
         """See :func:`notes_after`."""

@@ -82,6 +82,7 @@ _NODES = Statement(
     )
     .order_by(audit_nodes.c.position)
 )
+# A batch is never longer than what is sealed at once, so this looks at no more than it needs.
 _HASHES = Statement(
     select(_b.first, _b.count, _b.hashes)
     .where(

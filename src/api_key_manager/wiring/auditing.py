@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from itertools import pairwise
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,7 +24,7 @@ from api_key_manager.wiring.backend import Backend
 if TYPE_CHECKING:
     from api_key_manager.wiring.deployment import Deployment
 
-__all__ = ["Log", "Proved", "log_of", "notes_outside"]
+__all__ = ["Log", "Proved", "log_of", "notes_of", "notes_outside"]
 
 _BATCHES: Final = 64
 _EVENTS: Final = 10_000
@@ -191,9 +190,6 @@ class Log:
                 continue  # else it is of another database, which may use the same sink
             outside.setdefault(known[0], {})[known[1]] = read_text(note).root
         there = [o for o in await self._driver.read(scripts.origins) if o >= first_log]
-        for before, origin in pairwise([first_log - 1, *there]):
-            if origin > before + 1:
-                yield Finding(f"the logs from {before + 1} to {origin - 1} are gone", before + 1)
         for origin in sorted(o for o in outside if o > max(there, default=0)):
             yield Finding("a checkpoint outside of the database is of a log that is gone", origin)
         total = 0
@@ -208,13 +204,27 @@ class Log:
                     progress(done + check.size, total)
                 else:
                     yield found
-            if origin > first_log:
-                cites = "no checkpoint" if check.previous is None else _brief(check.previous)
-                yield Finding(f"the log was started anew, after {cites}", origin, 0)
+            for finding in self._beginning(check, origin, first_log, there):
+                yield finding
             done, last_id = done + check.size, check.last_id
             if origin == there[-1]:
                 async for waits in self._waiting(check):
                     yield waits
+
+    def _beginning(
+        self, check: LogCheck, origin: int, first_log: int, there: list[int]
+    ) -> Iterator[Finding]:
+        """What comes before a log that was started anew. A restore leaves out numbers of logs."""
+        cited = None if check.previous is None else self._notary.read(check.previous)
+        before = max((o for o in there if o < origin), default=first_log - 1)
+        if cited is None and origin > before + 1:
+            yield Finding(f"the logs from {before + 1} to {origin - 1} are gone", before + 1)
+        elif cited is not None and cited[0] >= first_log and cited[0] not in there:
+            # Also where a backup was restored that is older than that log.
+            yield Finding("the log that the next one cites is gone", cited[0], noted=True)
+        if origin > first_log:
+            cites = "no checkpoint" if check.previous is None else _brief(check.previous)
+            yield Finding(f"the log was started anew, after {cites}", origin, 0, noted=True)
 
     async def _check(
         self, check: LogCheck, origin: int, after: int, first_log: int
@@ -323,12 +333,7 @@ async def notes_outside(deployment: Deployment, files: Sequence[Path]) -> list[s
         ConfigurationError: a file cannot be read, or holds none.
         StorageError: the sink cannot say.
     """
-    notes: list[str] = []
-    for path in files:
-        found = await asyncio.to_thread(_read_notes, path)
-        if not found:
-            raise ConfigurationError(f"{path} holds no checkpoint")
-        notes += found
+    notes = await notes_of(files)
     sealer, where = deployment.sealer, deployment.settings.AUDIT_SINK
     if sealer is None or sealer.courier is None:
         return notes
@@ -336,6 +341,21 @@ async def notes_outside(deployment: Deployment, files: Sequence[Path]) -> list[s
         return notes + await asyncio.to_thread(_read_notes, Path(where))
     newest = await sealer.courier.newest()
     return notes if newest is None else [*notes, newest]
+
+
+async def notes_of(files: Sequence[Path]) -> list[str]:
+    """The checkpoints in files.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or holds none.
+    """
+    notes: list[str] = []
+    for path in files:
+        found = await asyncio.to_thread(_read_notes, path)
+        if not found:
+            raise ConfigurationError(f"{path} holds no checkpoint")
+        notes += found
+    return notes
 
 
 def _read_notes(path: Path) -> list[str]:
