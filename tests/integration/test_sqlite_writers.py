@@ -14,6 +14,7 @@ from api_key_manager.core import lifecycle
 from api_key_manager.core.models import Change
 from api_key_manager.core.records import is_intact, seal_record
 from api_key_manager.storage import scripts
+from api_key_manager.storage.events import unstamped
 from tests.integration.places import Place
 
 ROUNDS = 60
@@ -113,4 +114,6 @@ def _rotation(manager):
     record = manager.store.driver.read_now(scripts.load, "k")
     new = seal_record(manager.box, "k", 2, "another secret", "signed", record.created_at)
     changed = lifecycle.rotate(record, new, 0, record.created_at + 1)
-    return scripts.apply([Change(changed, record.revision)], manager.box.record_mac, None)
+    return scripts.apply(
+        [Change(changed, record.revision)], manager.box.record_mac, None, unstamped
+    )

@@ -147,7 +147,7 @@ TokenSeconds = Annotated[
 Limit = Annotated[
     int, _whole(1, 1000), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 1000})
 ]
-Count = Annotated[int, _whole(0, 2**53 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1), _whole(0, 2**53 - 1)]
 Instant = Annotated[
     str | int | float,
     WithJsonSchema(

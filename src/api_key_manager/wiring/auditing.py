@@ -16,7 +16,7 @@ from api_key_manager.audit.sealing import Notary
 from api_key_manager.audit.sink import notes_in
 from api_key_manager.audit.verify import Finding, LogCheck
 from api_key_manager.core.exceptions import ConfigurationError, KeyNotFoundError, ValidationError
-from api_key_manager.core.sealed import LogBatch, LogState
+from api_key_manager.core.sealed import LogBatch, LogState, LogStretch
 from api_key_manager.storage import log
 from api_key_manager.storage import log_reading as scripts
 from api_key_manager.storage.log import SqlLog
@@ -222,17 +222,30 @@ class Log:
         first, seen = 0, after if start is None else min(after, start.last_id)
         if start is not None and first_log == origin > 1:
             seen = start.last_id  # what comes before it is not asked about
-        while True:
-            stretch = await self._driver.read_aside(scripts.stretch, origin, first, seen, _BATCHES)
-            state, batches = stretch.state, stretch.batches
-            check.legacy_to = state.legacy_to if state is not None else 0
-            kept = state.kept_from if state is not None and self._notary.knows(state) else 0
-            for found in await asyncio.to_thread(_listed, check, batches, stretch.events, kept):
-                yield found
-            yield None
-            if stretch.whole:
-                break
-            first, seen = batches[-1].first + 1, check.last_id
+
+        def read(first: int, seen: int) -> asyncio.Task[LogStretch]:
+            some = self._driver.read_aside(scripts.stretch, origin, first, seen, _BATCHES)
+            return asyncio.create_task(some)
+
+        reading = read(first, seen)
+        try:
+            while True:
+                stretch = await reading
+                state, batches = stretch.state, stretch.batches
+                check.legacy_to = state.legacy_to if state is not None else 0
+                kept = state.kept_from if state is not None and self._notary.knows(state) else 0
+                if not stretch.whole:
+                    # The database looks for what comes next while this is checked.
+                    seen = max([check.last_id, *(batch.last_id for batch in batches)])
+                    reading = read(batches[-1].first + 1, seen)
+                for found in await asyncio.to_thread(_listed, check, batches, stretch.events, kept):
+                    yield found
+                yield None
+                if stretch.whole:
+                    break
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
         for found in check.end(state):
             yield found
 
