@@ -261,6 +261,10 @@ COMMANDS: Final[dict[str, list[Run]]] = {
     "audit verify": [Run("")],
     "audit prove": [Run("0"), Run("0 --output {folder}/proof.json")],
     "db backup": [Run("{folder}/copy.db")],
+    "db restore": [
+        Run("{folder}/copy.db", code=2),
+        Run("{folder}/copy.db --against {token}", code=2),
+    ],
     "doctor": [Run(""), Run("--json")],
     "version": [Run("")],
 }
