@@ -395,9 +395,10 @@ async def test_kept_answers_are_sealed_and_lapse(stored: Api, monkeypatch: pytes
     now = stored.deployment.manager.clock()
     assert 590 < receipt.expires_at / 1e6 - now <= 600
     box = stored.deployment.manager.box
-    name = f"key-1\n{receipt.fingerprint.hex()}"
-    assert box.open("idempotency", f"first-admin\n{name}", 0, receipt.answer) == answer.content
-    for other in (f"other\n{name}", "first-admin\nkey-1", f"first-admin\nkey-1\n{'0' * 64}"):
+    request = receipt.fingerprint.hex()
+    own = f"first-admin\nkey-1\n{request}"
+    assert box.open("idempotency", own, 0, receipt.answer) == answer.content
+    for other in (f"other\nkey-1\n{request}", f"first-admin\nkey-1\n{bytes(32).hex()}"):
         with pytest.raises(EncryptionError):
             box.open("idempotency", other, 0, receipt.answer)
 
