@@ -327,5 +327,5 @@ def test_client_methods():
         for cells in rows(read("clients.md"), "method")
         for name in re.findall(r"`(\w+)`", cells[0])
     }
-    known = {name for name in vars(Operations) if not name.startswith("_")}
+    known = {name for name in dir(Operations) if not name.startswith("_")}
     assert told == known - {"page"}

@@ -55,6 +55,8 @@ class LogTables(Protocol):
 
     async def note_at(self, origin: int, size: int) -> str | None: ...
 
+    async def batch_of(self, origin: int, index: int) -> LogBatch | None: ...
+
 
 class Sealer:
     """Keeps the log of one database.
@@ -103,11 +105,15 @@ class Sealer:
     async def prepare(self) -> None:
         """Begin the first log of a database, before the first event.
 
+        What an older schema left is sealed while everything runs: there may be millions of events.
+
         Raises:
             StorageError: the database cannot be used.
         """
         if (await self._tables.glance())[-1] is None:
-            await self.seal()
+            view = await self._tables.view(None, 0)
+            if await self._sound(view) is None:
+                await self._start(view)
 
     async def look(self) -> list[str]:
         """What is wrong with the log's end, changing nothing.
@@ -229,6 +235,8 @@ class Sealer:
         self._compared = True
         if state is None or self._why is not None:
             return None
+        if self.state is not None and self.state.origin != state.origin:
+            self._written = 0  # a restored database gives numbers again
         self.state, self.note = state, view.note
         least = max(state.number, self._written)
         if view.written < least:
@@ -267,9 +275,21 @@ class Sealer:
                 f" database has log {state.origin} with {state.size}"
             )
         here, there = await self._tables.note_at(origin, size), self._outside or ""
+        if here is None and await self._is_cited(state.origin, origin, size):
+            return None
         if here is None or here.split("\n\n")[0] != there.split("\n\n")[0]:
             return f"a checkpoint outside of it, of log {origin} with {size} leaves, is not in it"
         return None
+
+    async def _is_cited(self, latest: int, origin: int, size: int) -> bool:
+        """Whether the latest log was begun by somebody who knew of that checkpoint, or of a later
+        one: after a restore, or where the end of another log was lost."""
+        first = await self._tables.batch_of(latest, 0)
+        if first is None or origin >= latest:
+            return False
+        previous = self._notary.previous(first)
+        known = None if previous is None else self._notary.read(previous)
+        return known is not None and (origin, size) <= known
 
     async def _start(self, view: LogView) -> bool:
         """Begin a log: the first one, or one in place of another whose past does not fit."""

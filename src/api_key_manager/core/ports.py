@@ -27,6 +27,7 @@ __all__ = [
     "BEGUN_SECONDS",
     "MOST_COUNTED",
     "NONCE_LEASE_SECONDS",
+    "RESTORED",
     "Ask",
     "Begun",
     "Changed",
@@ -167,6 +168,10 @@ class Changed(NamedTuple):
     key_id: str
     at: int
     """In microseconds, by the clock of whoever made the change."""
+
+
+RESTORED: Final = ""
+"""In the feed in the place of a key's id: here the store was restored from a backup."""
 
 
 class Reading(NamedTuple):

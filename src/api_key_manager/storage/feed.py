@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, func, select, true
 
 from api_key_manager.connections import Script, Statement
 from api_key_manager.connections.tables import changes, deployment
-from api_key_manager.core.ports import Changed, Reading
+from api_key_manager.core.ports import RESTORED, Changed, Reading
 from api_key_manager.storage.driver import Driver
 from api_key_manager.storage.sqlite import SqliteDriver
 
@@ -56,16 +56,19 @@ def read(after: Changed | None, limit: int) -> Script[Reading]:
     rows = yield _FEED(b_after=after.revision, b_limit=limit + 1)
     revision = rows[0][0]
     found = [Changed(*row[1:]) for row in rows if row[1] is not None]
+    restored = any(change.key_id == RESTORED and change != after for change in found)
     # Before the first change of all there is nothing that could come again.
     known = found.pop(0) if found and after.revision > 0 else Changed(0, "", 0)
     unbroken = [c.revision for c in found] == list(
         range(after.revision + 1, after.revision + 1 + len(found))
     )
     reached = found[-1].revision if found else after.revision
-    if known != after or not unbroken or (reached != revision and len(found) < limit):
+    if restored or known != after or not unbroken or (reached != revision and len(found) < limit):
         # A row that is gone may have been pruned, but not the newest, nor is another in its place.
-        lost = revision < after.revision or (
-            known != after and after.revision in (revision, known.revision)
+        lost = (
+            restored
+            or revision < after.revision
+            or (known != after and after.revision in (revision, known.revision))
         )
         return Reading(revision, [], complete=False, lost=lost)
     return Reading(reached, found, complete=True)

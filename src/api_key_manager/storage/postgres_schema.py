@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,7 +20,7 @@ from api_key_manager.storage.postgres_errors import (
 )
 from api_key_manager.storage.schema import HEAD, KNOWN, check_version
 
-__all__ = ["current_of", "name_of", "upgrade_at"]
+__all__ = ["current_of", "migrated", "name_of", "upgrade_at"]
 
 _log = logging.getLogger(__name__)
 _CONNECT_SECONDS: Final = 10.0
@@ -118,6 +120,19 @@ async def upgrade_at(url: str) -> bool:
 
 
 async def _migrate(url: str) -> None:
+    async with migrated(url):
+        pass
+
+
+@asynccontextmanager
+async def migrated(url: str) -> AsyncIterator[Any]:
+    """The driver's connection to a database of our newest schema, in the very transaction that
+    brings it there: nobody sees its tables before the block has ended well.
+
+    Raises:
+        StorageError: it cannot be migrated.
+        asyncpg.PostgresError, OSError: what the server has against it.
+    """
     # Slow to import, and needed once per schema version.
     from sqlalchemy import exc, text
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -133,6 +148,7 @@ async def _migrate(url: str) -> None:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             await connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
             await connection.run_sync(migrate)
+            yield (await connection.get_raw_connection()).driver_connection
     except exc.DBAPIError as error:
         cause = getattr(error.orig, "__cause__", None)
         if not isinstance(cause, ERRORS):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from api_key_manager.core.exceptions import ConfigurationError, StorageError
 
-__all__ = ["HEAD", "KNOWN", "check_version", "current", "upgrade"]
+__all__ = ["HEAD", "KNOWN", "check_version", "current", "upgrade", "version_of"]
 
 KNOWN = ("0001", "0002", "0003")
 """Every schema version this code knows, oldest first; a test compares them with the scripts."""
@@ -27,18 +27,30 @@ def current(path: Path) -> str | None:
     """
     try:
         with closing(sqlite3.connect(path)) as connection:
-            found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {name for (name,) in found.fetchall()}
-            rows = (
-                connection.execute("SELECT version_num FROM alembic_version").fetchall()
-                if "alembic_version" in tables
-                else []
-            )
-            version = str(rows[0][0]) if rows else None
-            bearable = version in (None, *KNOWN) or _least(connection) in KNOWN
+            return version_of(connection, str(path))
     except sqlite3.Error as error:
         raise ConfigurationError(f"{path} cannot be read as a database: {error}") from None
-    return check_version(str(path), tables, version, bearable=bearable)
+
+
+def version_of(connection: sqlite3.Connection, where: str) -> str | None:
+    """The same of an open file.
+
+    Raises:
+        ConfigurationError: as :func:`current`.
+    """
+    try:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in found.fetchall()}
+        rows = (
+            connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            if "alembic_version" in tables
+            else []
+        )
+        version = str(rows[0][0]) if rows else None
+        bearable = version in (None, *KNOWN) or _least(connection) in KNOWN
+    except sqlite3.Error as error:
+        raise ConfigurationError(f"{where} cannot be read as a database: {error}") from None
+    return check_version(where, tables, version, bearable=bearable)
 
 
 def check_version(

@@ -129,6 +129,7 @@ _KEEP_ANSWER = Statement(
     .values(answer=bindparam("b_answer"), expires_at=bindparam("b_expires_at"))
     .returning(idempotency.c.scope)
 )
+_COUNT_EVENTS = Statement(select(func.count()).select_from(audit_events))
 _ANY_KEY = Statement(select(keys.c.key_id).limit(1))
 # The literal lets the partial index answer.
 _LIMITED = Statement(
@@ -482,6 +483,11 @@ def rolled_back(limit: int) -> Script[list[tuple[str, int, int | None]]]:
     )
     rows = yield Statement(statement)()
     return [(row[0], row[1], row[2]) for row in rows]
+
+
+def count_events() -> Script[int]:
+    """How many events there are."""
+    return int((yield _COUNT_EVENTS())[0][0])
 
 
 def is_empty() -> Script[bool]:

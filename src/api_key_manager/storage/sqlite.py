@@ -197,6 +197,10 @@ class SqliteDriver:
         try:
             copy = sqlite3.connect(target)
             try:
+                # One state from the first page to the last: else every commit of somebody else
+                # would make it begin again.
+                source.execute("BEGIN")
+                source.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 source.backup(
                     copy,
                     pages=1024,

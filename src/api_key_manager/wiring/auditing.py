@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from itertools import pairwise
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from api_key_manager.audit.checkpoint import Verifier, read_text
 from api_key_manager.audit.leaf import read_leaf
-from api_key_manager.audit.merkle import consistency, inclusion
+from api_key_manager.audit.merkle import KEPT_LEVELS, consistency, inclusion
 from api_key_manager.audit.proof import consistency_proof, inclusion_proof, needed
 from api_key_manager.audit.sealing import Notary
 from api_key_manager.audit.sink import notes_in
@@ -25,11 +24,13 @@ from api_key_manager.wiring.backend import Backend
 if TYPE_CHECKING:
     from api_key_manager.wiring.deployment import Deployment
 
-__all__ = ["Log", "Proved", "log_of", "notes_outside"]
+__all__ = ["Log", "Proved", "log_of", "notes_of", "notes_outside"]
 
 _BATCHES: Final = 64
 _EVENTS: Final = 10_000
 _ALL: Final = 2**63 - 1
+_LEVELS: Final = range(KEPT_LEVELS, 64, KEPT_LEVELS)
+_STRANGE: Final = 1000
 
 
 class Proved(NamedTuple):
@@ -158,7 +159,9 @@ class Log:
             origin = state.origin
         if size is None:
             found = await self._driver.read(scripts.state_of, origin)
-            size = 0 if found is None else found.size
+            if found is None:
+                raise KeyNotFoundError("log: there is no such log")
+            size = found.size
         known = await self._driver.read(scripts.note_at, origin, size)
         if known is None:
             raise KeyNotFoundError(f"size: there is no checkpoint of {size} leaves")
@@ -187,9 +190,6 @@ class Log:
                 continue  # else it is of another database, which may use the same sink
             outside.setdefault(known[0], {})[known[1]] = read_text(note).root
         there = [o for o in await self._driver.read(scripts.origins) if o >= first_log]
-        for before, origin in pairwise([first_log - 1, *there]):
-            if origin > before + 1:
-                yield Finding(f"the logs from {before + 1} to {origin - 1} are gone", before + 1)
         for origin in sorted(o for o in outside if o > max(there, default=0)):
             yield Finding("a checkpoint outside of the database is of a log that is gone", origin)
         total = 0
@@ -198,20 +198,33 @@ class Log:
             total += 0 if state is None else state.size
         done, last_id = 0, -_ALL
         for origin in there:
-            nodes = await self._driver.read_aside(scripts.nodes_of, origin)
-            check = LogCheck(self._notary, origin, nodes, outside.get(origin, {}))
+            check = LogCheck(self._notary, origin, outside.get(origin, {}))
             async for found in self._check(check, origin, last_id, first_log):
                 if found is None:
                     progress(done + check.size, total)
                 else:
                     yield found
-            if origin > first_log:
-                cites = "no checkpoint" if check.previous is None else _brief(check.previous)
-                yield Finding(f"the log was started anew, after {cites}", origin, 0)
+            for finding in self._beginning(check, origin, first_log, there):
+                yield finding
             done, last_id = done + check.size, check.last_id
             if origin == there[-1]:
                 async for waits in self._waiting(check):
                     yield waits
+
+    def _beginning(
+        self, check: LogCheck, origin: int, first_log: int, there: list[int]
+    ) -> Iterator[Finding]:
+        """What comes before a log that was started anew. A restore leaves out numbers of logs."""
+        cited = None if check.previous is None else self._notary.read(check.previous)
+        before = max((o for o in there if o < origin), default=first_log - 1)
+        if cited is None and origin > before + 1:
+            yield Finding(f"the logs from {before + 1} to {origin - 1} are gone", before + 1)
+        elif cited is not None and cited[0] >= first_log and cited[0] not in there:
+            # Also where a backup was restored that is older than that log.
+            yield Finding("the log that the next one cites is gone", cited[0], noted=True)
+        if origin > first_log:
+            cites = "no checkpoint" if check.previous is None else _brief(check.previous)
+            yield Finding(f"the log was started anew, after {cites}", origin, 0, noted=True)
 
     async def _check(
         self, check: LogCheck, origin: int, after: int, first_log: int
@@ -219,7 +232,7 @@ class Log:
         """Findings, and ``None`` after each stretch."""
         start = await self._driver.read(scripts.batch_of, origin, 0)
         # A log that was started anew may hold again what an older one holds.
-        first, seen = 0, after if start is None else min(after, start.last_id)
+        first, seen = -_ALL, after if start is None else min(after, start.last_id)
         if start is not None and first_log == origin > 1:
             seen = start.last_id  # what comes before it is not asked about
 
@@ -234,20 +247,41 @@ class Log:
                 state, batches = stretch.state, stretch.batches
                 check.legacy_to = state.legacy_to if state is not None else 0
                 kept = state.kept_from if state is not None and self._notary.knows(state) else 0
-                if not stretch.whole:
+                # Never before the batches: the log may grow meanwhile.
+                nodes = await self._nodes(origin, batches)
+                # Or their order was spoiled.
+                last = stretch.whole or batches[-1].first < first
+                if not last:
                     # The database looks for what comes next while this is checked.
+                    first = batches[-1].first + 1
                     seen = max([check.last_id, *(batch.last_id for batch in batches)])
-                    reading = read(batches[-1].first + 1, seen)
-                for found in await asyncio.to_thread(_listed, check, batches, stretch.events, kept):
+                    reading = read(first, seen)
+                for found in await asyncio.to_thread(_listed, check, stretch, nodes, kept):
                     yield found
                 yield None
-                if stretch.whole:
+                if last:
                     break
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        for found in check.end(state):
+        # Since then it may have grown.
+        later, strange = await self._driver.read_aside(
+            scripts.nodes_beyond, origin, _LEVELS, _STRANGE
+        )
+        sure = later is not None and self._notary.knows(later)
+        for found in check.end(state, strange if sure else []):
             yield found
+
+    async def _nodes(
+        self, origin: int, batches: Sequence[LogBatch]
+    ) -> dict[tuple[int, int], bytes]:
+        """The kept hashes of subtrees that end in some batches."""
+        if not batches:
+            return {}
+        first, end = batches[0].first, batches[-1].first + batches[-1].length
+        spans = [(level, first >> level, end >> level) for level in _LEVELS]
+        wanted = [span for span in spans if span[1] < span[2]]
+        return await self._driver.read_aside(scripts.hashes_of, origin, wanted)
 
     async def _waiting(self, check: LogCheck) -> AsyncIterator[Finding]:
         after, whole = check.last_id, False
@@ -266,9 +300,9 @@ class Log:
 
 
 def _listed(
-    check: LogCheck, batches: list[LogBatch], events: list[tuple[Any, ...]], kept: int
+    check: LogCheck, stretch: LogStretch, nodes: dict[tuple[int, int], bytes], kept: int
 ) -> list[Finding]:
-    return list(check.check(batches, events, kept))
+    return list(check.check(stretch.batches, stretch.events, nodes, kept))
 
 
 def _brief(note: str) -> str:
@@ -299,12 +333,7 @@ async def notes_outside(deployment: Deployment, files: Sequence[Path]) -> list[s
         ConfigurationError: a file cannot be read, or holds none.
         StorageError: the sink cannot say.
     """
-    notes: list[str] = []
-    for path in files:
-        found = await asyncio.to_thread(_read_notes, path)
-        if not found:
-            raise ConfigurationError(f"{path} holds no checkpoint")
-        notes += found
+    notes = await notes_of(files)
     sealer, where = deployment.sealer, deployment.settings.AUDIT_SINK
     if sealer is None or sealer.courier is None:
         return notes
@@ -312,6 +341,21 @@ async def notes_outside(deployment: Deployment, files: Sequence[Path]) -> list[s
         return notes + await asyncio.to_thread(_read_notes, Path(where))
     newest = await sealer.courier.newest()
     return notes if newest is None else [*notes, newest]
+
+
+async def notes_of(files: Sequence[Path]) -> list[str]:
+    """The checkpoints in files.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or holds none.
+    """
+    notes: list[str] = []
+    for path in files:
+        found = await asyncio.to_thread(_read_notes, path)
+        if not found:
+            raise ConfigurationError(f"{path} holds no checkpoint")
+        notes += found
+    return notes
 
 
 def _read_notes(path: Path) -> list[str]:

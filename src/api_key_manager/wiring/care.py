@@ -1,11 +1,11 @@
-"""Looking after a database: upgrade, backup, and a check of everything that can be checked."""
+"""Looking after a database: upgrade, and a check of everything that can be checked."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from api_key_manager.config import Settings
@@ -16,7 +16,7 @@ from api_key_manager.core.exceptions import (
     StorageError,
 )
 from api_key_manager.core.records import open_record
-from api_key_manager.storage import SqliteDriver, SqlStore, scripts
+from api_key_manager.storage import SqlStore, scripts
 from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
 from api_key_manager.wiring.findings import Finding, keyring_findings
@@ -26,7 +26,7 @@ from api_key_manager.wiring.places import database_path
 from api_key_manager.wiring.token_care import tokens_to_look_at
 from api_key_manager.wiring.vault import vault_problems
 
-__all__ = ["Finding", "backup", "diagnose", "upgrade"]
+__all__ = ["Finding", "diagnose", "upgrade"]
 
 _PAGE = 500
 _SHOWN = 10
@@ -58,57 +58,10 @@ async def _schema(settings: Settings) -> tuple[str, str | None]:
         from api_key_manager.wiring.postgres import current_of, name_of
 
         return name_of(settings.DATABASE_URL), await current_of(settings.DATABASE_URL)
-    path = _file(settings)
-    return str(path), await asyncio.to_thread(current, path) if path.exists() else None
-
-
-def _file(settings: Settings) -> Path:
-    if settings.on_network:
-        raise ConfigurationError(
-            "DATABASE_URL: a PostgreSQL database is copied by its own tools, as pg_dump"
-        )
     path = database_path(settings)
     if path is None:
         raise ConfigurationError("DATABASE_URL: memory:// has no file to look after")
-    return path
-
-
-async def backup(
-    settings: Settings, target: Path, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Copy the database to a new file while it is in use. The master key is not in it.
-
-    Args:
-        target: must not exist.
-        progress: called with pages left and pages in all.
-
-    Raises:
-        ConfigurationError: no database, or the target exists or cannot be written.
-        StorageError: the copy failed; nothing is left of it.
-    """
-    path = _file(settings)
-    if not path.exists():
-        raise ConfigurationError(f"there is no database at {path}")
-    await asyncio.to_thread(_copy, path, target, progress)
-
-
-def _copy(path: Path, target: Path, progress: Callable[[int, int], None] | None) -> None:
-    try:
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        raise ConfigurationError(f"{target} exists already: name a new file") from None
-    except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written: {error.strerror}") from None
-    driver = None
-    try:
-        driver = SqliteDriver(path)
-        driver.backup(target, progress)
-    except BaseException:
-        target.unlink()
-        raise
-    finally:
-        if driver is not None:
-            driver.close_now()
+    return str(path), await asyncio.to_thread(current, path) if path.exists() else None
 
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:

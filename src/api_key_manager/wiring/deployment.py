@@ -393,7 +393,7 @@ async def _start(deployment: Deployment) -> None:
             bound=settings.REVOCATION_BOUND_SECONDS,
             max_stale=settings.max_stale_seconds,
             window=deployment.window,
-            lost=SqlNonceRegister(store.driver).lost if isinstance(store, SqlStore) else None,
+            lost=partial(_start_over, deployment),
         )
         await deployment.follower.catch_up()
         deployment.follower.problem = backend.feed.problem
@@ -427,6 +427,19 @@ async def _start(deployment: Deployment) -> None:
             supervisor.start("checkpoints", deployment.sealer.courier.run)
     supervisor.start("credits", every(_CREDITS_SECONDS, deployment.give_back_credits))
     supervisor.start("sweeper", every(_SWEEP_SECONDS, deployment.sweep))
+
+
+async def _start_over(deployment: Deployment) -> None:
+    """The database lost its last changes, or was restored: so is much of what was learnt of it.
+
+    Raises:
+        StorageError: it cannot be asked.
+    """
+    backend, store = deployment.backend, deployment.manager.store
+    if isinstance(store, SqlStore):
+        await SqlNonceRegister(store.driver).lost()
+    if backend.keys is not None:
+        await backend.keys.start_over()
 
 
 async def _mark(store: SqlStore, box: SecretBox) -> None:

@@ -13,6 +13,8 @@ from api_key_manager.core.exceptions import (
     APIKeyManagerException,
     ConfigurationError,
     EncryptionError,
+    StorageError,
+    VaultError,
 )
 from api_key_manager.core.models import AuditEvent, canonical_json
 from api_key_manager.core.records import boot_clock
@@ -152,6 +154,26 @@ class StoredKeyring:
                 self._begun += 1
                 if await self._look():
                     await self._mint_when_due()
+
+    async def start_over(self) -> None:
+        """Take what the database holds now for all that there is: it came back without its last
+        changes, and a key that was lost with them would seal what nobody can open later.
+
+        Raises:
+            StorageError: it cannot be read, or does not open.
+        """
+        async with self._turn:
+            rows = await self._driver.read(keyrings.read_keyring)
+            try:
+                ring = await open_keyring(self.providers, [WrappedKey(*row) for row in rows])
+            except (EncryptionError, VaultError) as error:
+                raise StorageError(f"the keyring cannot be read again: {error}") from None
+            for kind in (DATA, PEPPER):
+                self.keyring.forget(kind)
+                for number in ring.numbers(kind):
+                    self.keyring.add(kind, number, ring.get(kind, number))
+            self.box.refresh()
+            self.box.pepper.cache_clear()
 
     async def _look(self) -> bool:
         self._looked_at = time.monotonic()
