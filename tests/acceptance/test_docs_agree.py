@@ -17,6 +17,7 @@ from api_key_manager.core.signing import sign, timestamped_message
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+TESTS = ROOT / "tests"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 
 
@@ -289,14 +290,32 @@ def test_linked_from_somewhere(page: Path):
     assert f"]({page.name}" in others or f"](docs/{page.name}" in others
 
 
-def test_outages_are_proved():
-    """Each row of the table of outages names tests that there are."""
-    tests = ROOT / "tests" / "integration"
-    for cells in rows(read("outages.md"), "what is down"):
+def claims(text: str) -> Iterator[list[str]]:
+    """The rows of each table whose last column names tests."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if re.search(r"\| (proved|shown) by \|$", line):
+            next(lines)
+            for row in lines:
+                if not row.startswith("|"):
+                    break
+                yield [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+@pytest.mark.parametrize(("page", "least"), [("outages.md", 20), ("security/threat-model.md", 70)])
+def test_claims_are_proved(page: str, least: int):
+    """Each row that says what becomes of something names tests, and there are these tests."""
+    files: dict[str, str] = {}
+    for file in TESTS.rglob("test_*.py"):
+        files[file.name] = files.get(file.name, "") + file.read_text(encoding="utf-8")
+    found = list(claims(read(page)))
+    assert len(found) >= least
+    for cells in found:
         named = re.findall(r"`(\w+\.py)::(\w+)`", cells[-1])
         assert named, cells[0]
-        for file, name in named:
-            assert f"def {name}(" in (tests / file).read_text(encoding="utf-8"), f"{file}::{name}"
+        for where, name in named:
+            there = re.search(rf"^ *(?:async )?def {name}\(", files.get(where, ""), re.MULTILINE)
+            assert there, f"{where}::{name}"
 
 
 def test_client_methods():
@@ -308,5 +327,5 @@ def test_client_methods():
         for cells in rows(read("clients.md"), "method")
         for name in re.findall(r"`(\w+)`", cells[0])
     }
-    known = {name for name in vars(Operations) if not name.startswith("_")}
+    known = {name for name in dir(Operations) if not name.startswith("_")}
     assert told == known - {"page"}

@@ -37,6 +37,25 @@ _NEW: Final = {"metadata": {"plan": "basic"}, "owner": "acme", "permissions": ["
 
 # In this order: what is created first is used afterwards.
 ENDPOINTS: Final[dict[str, list[Ask]]] = {
+    # Before all else, so that it hears of all else.
+    "POST /v1/webhooks": [
+        Ask(201, body={"url": "{receiver}"}, keep={"id": "hook", "secret": "hook secret"}),
+        Ask(
+            201,
+            body={"url": "{receiver}", "types": ["key.expired"], "description": "pager"},
+            headers={"Idempotency-Key": "hook once"},
+            keep={"id": "idle hook", "secret": "idle secret"},
+        ),
+        Ask(
+            201,
+            body={"url": "{receiver}", "types": ["key.expired"], "description": "pager"},
+            headers={"Idempotency-Key": "hook once"},
+            keep={"secret": "idle secret"},
+        ),
+        Ask(422, body={"url": "https://user:{own}@a.example/"}),
+        Ask(422, body={"url": "{receiver}", "secret": "{hook secret}"}),
+        Ask(422, body={"url": "{receiver}", "description": "{hook secret}"}),
+    ],
     "POST /v1/keys": [
         Ask(201, body=_NEW, keep={"key_id": "signed", "secret": "minted"}),
         Ask(201, body={**_NEW, "kind": "bearer"}, keep={"key_id": "bearer", "token": "token"}),
@@ -107,6 +126,34 @@ ENDPOINTS: Final[dict[str, list[Ask]]] = {
         Ask(422, path={"key_id": "{token id}"}, body={"overlap_seconds": "{narrow}"}),
     ],
     "DELETE /v1/tokens/{key_id}": [Ask(204, path={"key_id": "{token id}"})],
+    "GET /v1/webhooks": [Ask()],
+    "GET /v1/webhooks/{webhook_id}": [
+        Ask(path={"webhook_id": "{hook}"}),
+        Ask(404, path={"webhook_id": "{token}"}),
+    ],
+    "PATCH /v1/webhooks/{webhook_id}": [
+        Ask(path={"webhook_id": "{hook}"}, body={"description": "pager"}),
+        Ask(422, path={"webhook_id": "{hook}"}, body={"url": "https://a.example/{token}"}),
+        Ask(422, path={"webhook_id": "{hook}"}, body={"description": "{token}"}),
+        Ask(422, path={"webhook_id": "{hook}"}, body={"types": ["{token}"]}),
+    ],
+    "POST /v1/webhooks/{webhook_id}/test": [
+        Ask(path={"webhook_id": "{hook}"}, keep={"id": "delivery"})
+    ],
+    "POST /v1/webhooks/{webhook_id}/rotate-secret": [
+        Ask(path={"webhook_id": "{hook}"}, keep={"secret": "second hook secret"}),
+        Ask(422, path={"webhook_id": "{hook}"}, body={"overlap_seconds": "{hook secret}"}),
+    ],
+    "GET /v1/webhooks/{webhook_id}/deliveries": [
+        Ask(path={"webhook_id": "{hook}"}),
+        Ask(422, path={"webhook_id": "{hook}"}, query="state={token}"),
+    ],
+    "POST /v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay": [
+        Ask(path={"webhook_id": "{hook}", "delivery_id": "{delivery}"}),
+        Ask(404, path={"webhook_id": "{hook}", "delivery_id": "{hook secret}"}),
+    ],
+    "POST /v1/webhooks/{webhook_id}/replay": [Ask(path={"webhook_id": "{hook}"})],
+    "DELETE /v1/webhooks/{webhook_id}": [Ask(204, path={"webhook_id": "{idle hook}"})],
     "POST /v1/leaks": [
         Ask(body={"token": "{rotated token}", "url": "https://a.example/?t={rotated token}"}),
         Ask(body={"token": "{second}", "source": "a chat"}),
@@ -182,6 +229,20 @@ COMMANDS: Final[dict[str, list[Run]]] = {
     "tokens rotate": [Run("{narrow id} --json", keep={"token": "narrow rotated"})],
     "tokens list": [Run("--json")],
     "tokens revoke": [Run("{narrow id}")],
+    "webhooks create": [
+        Run("{receiver} --json", keep={"id": "hook", "secret": "hook secret"}),
+        Run("https://a.example/{token}", code=2),
+        Run("{receiver} --type {token}", code=2),
+        Run("{receiver} --description {hook secret}", code=2),
+    ],
+    "webhooks list": [Run(""), Run("--json")],
+    "webhooks show": [Run("{hook}"), Run("{token}", code=2)],
+    "webhooks update": [Run("{hook} --description pager"), Run("{hook} --target {token}", code=2)],
+    "webhooks test": [Run("{hook} --json", keep={"id": "delivery"})],
+    "webhooks rotate-secret": [Run("{hook} --json", keep={"secret": "second hook secret"})],
+    "webhooks deliveries": [Run("{hook}"), Run("{hook} --state {token}", code=2)],
+    "webhooks replay": [Run("{hook} {delivery}"), Run("{hook} {token}", code=2), Run("{hook}")],
+    "webhooks delete": [Run("{hook}")],
     "keys scan": [
         Run("-", "one {token} and {own}\n", code=1),
         Run("{folder}/data --json"),

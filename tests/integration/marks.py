@@ -38,4 +38,6 @@ def find(marks: Mapping[str, str | bytes], data: bytes) -> list[str]:
 
 def random_part(secret: str) -> str:
     """Tokens and secrets of ours are told by their random part alone."""
+    if secret.startswith("whsec_"):
+        return secret.removeprefix("whsec_")
     return secret.rpartition("_")[2][:30] if secret.startswith("akm_") else secret

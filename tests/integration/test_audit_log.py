@@ -6,7 +6,17 @@ import random
 
 import pytest
 
-from tests.integration.audit_logs import filled, findings, sealed, truncate, verified
+from api_key_manager.core.models import AuditEvent
+from api_key_manager.storage.events import record_events
+from api_key_manager.wiring import auditing
+from tests.integration.audit_logs import (
+    blob,
+    filled,
+    findings,
+    sealed,
+    truncate,
+    verified,
+)
 from tests.integration.places import Place
 from tests.integration.postgres_nodes import Shared, eventually
 
@@ -267,6 +277,8 @@ async def test_upgraded_database_is_sealed_once(place):
     if isinstance(place, Shared):
         place.sql("SELECT setval(pg_get_serial_sequence('audit_events', 'id'), 8)")
     async with place.open(background=False) as deployment:
+        # Millions of them must not hold up the start.
+        assert place.sql("SELECT first, count FROM audit_batches") == [(0, 1)]
         await sealed(deployment)
         assert place.sql("SELECT first, count FROM audit_batches ORDER BY 1") == [
             (0, 1), (1, 3), (4, 2),
@@ -294,3 +306,83 @@ async def test_running_server_seals_within_a_second(place):
         await deployment.manager.create_key("last")
     assert place.sql("SELECT size FROM audit_origins") == [(3,)]
     assert await verified(place) == []
+
+
+async def more(deployment) -> None:
+    """Some hundred events more, sealed."""
+    log, notary = deployment.backend.log, deployment.backend.notary
+    events = [AuditEvent(number, "key_validated", "k1") for number in range(600)]
+    await log.driver.write(record_events, events, {}, notary.macs.stamp)
+    await sealed(deployment)
+
+
+async def test_log_that_grows_while_it_is_checked(place, monkeypatch):
+    """What is sealed meanwhile is no finding: a server goes on while its log is verified."""
+    async with filled(place) as deployment:
+        monkeypatch.setattr(auditing, "_BATCHES", 1)
+        driver, rounds = deployment.backend.log.driver, 0
+        read_aside = driver.read_aside
+
+        async def slow_read(script, *args):
+            nonlocal rounds
+            found, rounds = await read_aside(script, *args), rounds + 1
+            if rounds in (1, 6, 12, 20):
+                await more(deployment)
+            return found
+
+        monkeypatch.setattr(driver, "read_aside", slow_read)
+        assert await findings(deployment) == []
+        assert rounds > 20
+
+
+async def test_hash_put_in_beforehand_does_not_stop_the_log(place):
+    """An editor who takes the place of a hash to come is found, and written over."""
+    async with filled(place) as deployment:
+        ((size,),) = place.sql("SELECT size FROM audit_origins")
+        taken = blob(place, b"x" * 32)
+        for position in (size >> 8, 1 << 40):
+            place.sql(f"INSERT INTO audit_nodes VALUES (1, 8, {position}, {taken})")
+        assert [found.leaf for found in await findings(deployment)] == [size >> 8 << 8, 1 << 48]
+        await more(deployment)
+        assert [found.leaf for found in await findings(deployment)] == [1 << 48]
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("audit_batches", "first count number last_id sealed_at hashes note mac leaves"),
+        ("audit_origins", "name size number row_id legacy_to kept_from peaks mac"),
+        ("audit_head", "written"),
+        ("audit_events", "number revision mac detail count at"),
+    ],
+)
+@pytest.mark.parametrize("value", ["'x'", "x'00ff'", "-7", "1.5", "9e99", "1000000000000"])
+async def test_value_of_any_type_is_a_finding(tmp_path, table, columns, value):
+    """SQLite keeps what no column of ours holds: it is found, and fails nothing that looks."""
+    place = Place(tmp_path)
+    async with place.open(background=False) as deployment:
+        await deployment.manager.create_key("k")
+        await sealed(deployment)
+    for column in columns.split():
+        where = {"audit_batches": "first = 1", "audit_events": "id = 1"}.get(table, "true")
+        ((known,),) = place.sql(f"SELECT quote({column}) FROM {table} WHERE {where}")
+        place.sql(f"UPDATE {table} SET {column} = {value} WHERE {where}")
+        async with place.open(create=False, background=False) as deployment:
+            assert await findings(deployment), column
+            await deployment.sealer.look()
+            if column == "number":
+                await deployment.manager.find_audit(limit=10)
+        back = where.replace("first = 1", "first <> 0")
+        place.sql(f"UPDATE {table} SET {column} = {known} WHERE {back}")
+    assert await verified(place) == []
+
+
+async def test_batch_before_the_first_is_found(place):
+    """A row that no leaf's index leads to is no place to hide anything."""
+    async with filled(place):
+        pass
+    place.sql(
+        "INSERT INTO audit_batches SELECT origin, -5, count, number, last_id, sealed_at, hashes,"
+        " note, mac, leaves FROM audit_batches WHERE first = 1"
+    )
+    assert any("another leaf -5" in found.message for found in await verified(place))

@@ -93,7 +93,7 @@ async def test_verify_by_command_line(place, tmp_path):
     assert done.returncode == 1
     told = json.loads(done.stdout)
     assert told["findings"] == [
-        {"message": "the event was edited", "origin": 1, "leaf": 5, "row_id": 5}
+        {"message": "the event was edited", "origin": 1, "leaf": 5, "row_id": 5, "noted": False}
     ]
     empty = tmp_path / "empty"
     empty.write_text("nothing")
@@ -116,8 +116,15 @@ async def test_api(tmp_path):
         for query in ("", "?index=1&id=1", "?from=0", "?index=-1", "?index=x", "?other=1"):
             answer = await api("GET", f"/v1/audit/proof{query}")
             assert answer.status_code == 422, query
-        for query in ("?index=9999", "?id=9999", "?from=2&log=7", "?index=0&size=77"):
-            answer = await api("GET", f"/v1/audit/proof{query}")
+        for name in ("index", "id", "from", "log", "size"):
+            for number in (-1, 2**63, 10**20):
+                asked = {"index": 0, name: number} if name in ("log", "size") else {name: number}
+                query = "&".join(f"{key}={value}" for key, value in asked.items())
+                answer = await api("GET", f"/v1/audit/proof?{query}")
+                assert (answer.status_code, answer.json()["field"]) == (422, name), query
+        unknown = ("index=9999", "id=9999", "from=2&log=7", "index=0&size=77", "index=0&log=7")
+        for query in unknown:
+            answer = await api("GET", f"/v1/audit/proof?{query}")
             assert answer.status_code == 404, query
 
 

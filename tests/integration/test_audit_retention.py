@@ -47,6 +47,17 @@ async def test_old_events_are_dropped(place):
     assert await verified(place) == []
 
 
+async def test_many_small_batches_go_at_once(place):
+    """What is dropped is said in few events, also where each leaf has a batch of its own."""
+    async with place.open(background=False) as deployment:
+        for number in range(40):
+            await deployment.manager.create_key(f"k{number}")
+            await sealed(deployment)
+        assert await retention(deployment, 31).drop() == 41
+        assert place.sql("SELECT count(*) FROM audit_events") == [(1,)]
+    assert await verified(place) == []
+
+
 async def test_retention_cannot_be_feigned(place):
     """Who deletes more than retention did is found, also with the watermark moved."""
     async with filled(place):

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from api_key_manager.audit.checkpoint import Checkpoint, Signer
+from api_key_manager.audit.sealing import LogKeys, Notary
 from api_key_manager.audit.sink import FileSink, HttpSink, notes_in
 from api_key_manager.core import ConfigurationError, StorageError
 from tests.integration.audit_logs import findings, sealed
@@ -148,6 +150,31 @@ async def test_redirects_and_huge_answers_are_refused():
             await sink.newest()
     with pytest.raises(StorageError, match="cannot be reached"):
         await sink.newest()
+
+
+async def test_file_costs_few_signatures(tmp_path):
+    """However many checkpoints are in the file: one is read, the newest; and not one that is only
+    said to be larger, or signed by somebody else."""
+    notary, ours = Notary(LogKeys(bytes(32), bytes(32)), "here"), Signer(bytes(32))
+    reads: list[str] = []
+
+    def read(note: str) -> tuple[int, int] | None:
+        reads.append(note)
+        return notary.read(note)
+
+    def note(size: int, signer: Signer = ours) -> str:
+        name = notary.name(2)
+        return signer.sign(name, Checkpoint(name, size, bytes(32)).text())
+
+    sink = FileSink(tmp_path / "sink", read)
+    await sink.put([note(size) for size in range(1, 300)])
+    reads.clear()
+    assert await sink.newest() == note(299)
+    assert len(reads) == 1
+    forged = note(299).replace("\n299\n", "\n900\n")
+    with (tmp_path / "sink").open("a") as file:
+        file.write("\n".join([note(5), forged, note(800, Signer(bytes(range(32)))), note(4)]))
+    assert await sink.newest() == note(299)
 
 
 async def test_file_that_cannot_be_written(tmp_path):

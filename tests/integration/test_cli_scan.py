@@ -190,6 +190,36 @@ def test_history(scan):
 
 
 @needs_git
+@pytest.mark.skipif(os.name != "posix", reason="the program is a shell script")
+def test_hostile_repository_runs_nothing(scan, tmp_path):
+    """A repository that somebody handed over names programs in its configuration: none is run."""
+    scan.git("init", "-q")
+    scan.write("a", mint_token("akm", "k"))
+    scan.git("add", "a")
+    tree = scan.git("write-tree").decode().strip()
+    signature = "-----BEGIN PGP SIGNATURE-----\n \n AAAA\n -----END PGP SIGNATURE-----"
+    person = "t <t@example.com> 1 +0000"
+    raw = f"tree {tree}\nauthor {person}\ncommitter {person}\ngpgsig {signature}\n\nm\n"
+    raw_path = scan.write("../commit", raw)
+    commit = scan.git("hash-object", "-t", "commit", "-w", str(raw_path)).decode().strip()
+    scan.git("update-ref", "HEAD", commit)
+    ran = tmp_path / "ran"
+    program = scan.write("../program", f"#!/bin/sh\ntouch {ran}\nexit 1\n")
+    program.chmod(0o700)
+    for name, value in (
+        ("gpg.program", program), ("log.showSignature", "true"), ("core.fsmonitor", program),
+        ("core.pager", program), ("diff.external", program), ("protocol.ext.allow", "always"),
+    ):  # fmt: skip
+        scan.git("config", name, str(value))
+    (found,) = json.loads(scan("--history", "--json", code=1).stdout)["found"]
+    assert found["commit"] == commit
+    scan("--staged", code=0)
+    assert not ran.exists()
+    scan.git("log")
+    assert ran.exists()
+
+
+@needs_git
 def test_staged_as_a_hook(scan):
     """A plain git hook refuses the commit that would add a token, and lets the next one pass."""
     scan.git("init", "-q")

@@ -31,6 +31,7 @@ from api_key_manager.client import (
 )
 from api_key_manager.client.operations import Operations
 from api_key_manager.core import (
+    ConflictError,
     KeyExistsError,
     KeyNotFoundError,
     KeyRevokedError,
@@ -51,7 +52,8 @@ QUICK = Retries(base_seconds=0.01, most_seconds=2, deadline_seconds=20)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with started(tmp_path_factory.mktemp("api"), AKM_ADMIN_TOKEN=TOKEN) as server:
+    settings = {"AKM_ADMIN_TOKEN": TOKEN, "WEBHOOK_ALLOW_PRIVATE": "true"}
+    with started(tmp_path_factory.mktemp("api"), **settings) as server:
         yield server.url
 
 
@@ -150,7 +152,7 @@ async def test_many_pages(ask: Either, monkeypatch: pytest.MonkeyPatch):
     """A list is gone through to its end, whatever the size of a page."""
     owner = f"many-{type(ask.client).__name__}"
     made = {(await ask("create_key", owner=owner))["key_id"] for _ in range(7)}
-    monkeypatch.setattr("api_key_manager.client.operations.PAGE", 3)
+    monkeypatch.setattr("api_key_manager.client.asking.PAGE", 3)
     found = await ask("list_keys", owner=owner)
     assert [key["key_id"] for key in found] == sorted(made)
     events = await ask("list_audit", action="key_created", order="asc", since=0)
@@ -179,6 +181,69 @@ async def test_tokens(ask: Either, url: str):
         ended.validate(token="x")
     assert (raised.value.status, raised.value.reason) == (401, "unauthorized")
     assert token["token"] not in f"{raised.value!r} {ended!r}"
+
+
+async def test_leaks(ask: Either):
+    """A report ends what it is about, and says so again when it is sent again."""
+    key = await ask("create_key", kind="bearer")
+    told = await ask("report_leak", key["token"], url="https://paste.example/1", source="a chat")
+    assert told == {
+        "matched": True, "key_id": key["key_id"], "realm": "default", "version": 1,
+        "action": "revoked",
+    }  # fmt: skip
+    assert (await ask("report_leak", key["token"]))["action"] == "none"
+    assert (await ask("validate", token=key["token"])).reason == "revoked"
+    nothing = await ask("report_leak", "nobody's")
+    assert (nothing["matched"], nothing["key_id"]) == (False, None)
+
+
+async def test_webhooks(ask: Either, monkeypatch: pytest.MonkeyPatch):
+    """Create, read, change, test, list and replay deliveries, rotate the secret, delete."""
+    refusing = f"http://127.0.0.1:{free_port()}/hook"
+    # Of an environment without keys: nothing but what is sent here goes to it.
+    hook = await ask(
+        "create_webhook", refusing, types=("key.revoked",), environment="empty",
+        description="pager",
+    )  # fmt: skip
+    hook_id, secret = hook["id"], hook["secret"]
+    assert secret.startswith("whsec_")
+    assert (hook["url"], hook["types"], hook["environment"], hook["description"]) == (
+        refusing, ["key.revoked"], "empty", "pager",
+    )  # fmt: skip
+    shown = {name: value for name, value in hook.items() if name != "secret"}
+    assert await ask("get_webhook", hook_id) == shown
+    assert shown in await ask("list_webhooks")
+    changed = await ask("update_webhook", hook_id, types=["*"], description=None)
+    assert (changed["types"], changed["description"], changed["url"]) == (["*"], None, refusing)
+
+    sent = [await ask("test_webhook", hook_id) for _ in range(3)]
+    assert {(one["type"], one["state"], one["outcome"]) for one in sent} == {
+        ("webhook.test", "dead", "connect_failed")
+    }
+    monkeypatch.setattr("api_key_manager.client.asking.PAGE", 2)
+    listed = await ask("list_webhook_deliveries", hook_id, state="dead")
+    assert [one["id"] for one in listed] == [one["id"] for one in reversed(sent)]
+    assert await ask("list_webhook_deliveries", hook_id, state="done") == []
+    again = await ask("replay_delivery", hook_id, sent[0]["id"])
+    assert (again["id"], again["state"]) == (sent[0]["id"], "pending")
+    assert await ask("replay_webhook", hook_id) == 2
+    assert await ask("replay_webhook", hook_id) == 0
+
+    rotated = await ask("rotate_webhook_secret", hook_id, 60)
+    assert rotated["secret"] != secret
+    assert rotated["previous_secret_until"] is not None
+    at_once = await ask("rotate_webhook_secret", hook_id, 0)
+    assert at_once["previous_secret_until"] is None
+    assert (await ask("update_webhook", hook_id, disabled=True))["disabled"] is True
+    with pytest.raises(ConflictError):
+        await ask("replay_webhook", hook_id)
+    assert await ask("delete_webhook", hook_id) is None
+    for name in ("get_webhook", "delete_webhook", "test_webhook", "list_webhook_deliveries"):
+        with pytest.raises(KeyNotFoundError):
+            await ask(name, hook_id)
+    for wrong in ("", "a/b", "a b", TOKEN * 4):
+        with pytest.raises(ValidationError):
+            await ask("replay_delivery", hook_id, wrong)
 
 
 async def test_numbers_and_probes(ask: Either):
@@ -219,7 +284,7 @@ def test_both_have_everything():
     """Each operation is on both clients, documented, and takes the same arguments on both."""
     operations = {
         name: member
-        for name, member in vars(Operations).items()
+        for name, member in inspect.getmembers(Operations, inspect.isfunction)
         if not name.startswith("_") and name != "page"
     }
     for name, operation in operations.items():
@@ -240,10 +305,13 @@ async def test_every_endpoint(api: Api):
 
     def note(request: httpx.Request) -> httpx.Response:
         path = request.url.path
-        for segment in ("k", "t"):
-            path = f"{path}/".replace(f"/{segment}/", "/{key_id}/").rstrip("/")
+        for segment, named in (
+            ("k", "key_id"), ("t", "key_id"), ("w", "webhook_id"), ("d", "delivery_id"),
+        ):  # fmt: skip
+            path = f"{path}/".replace(f"/{segment}/", f"/{{{named}}}/").rstrip("/")
         asked.add((request.method, path))
-        return httpx.Response(200, json={"valid": True, "items": [], "results": []})
+        answer = {"valid": True, "items": [], "results": [], "replayed": 0}
+        return httpx.Response(200, json=answer)
 
     with Client("http://keys.example", "t", transport=httpx.MockTransport(note)) as client:
         client.validate(token="x"), client.validate_batch([])
@@ -251,17 +319,18 @@ async def test_every_endpoint(api: Api):
         client.update_key("k"), client.rotate_key("k"), client.revoke_key("k")
         client.revoke_keys(owner="a"), client.delete_key("k"), client.key_versions("k")
         client.create_token([]), list(client.list_tokens()), client.rotate_token("t")
-        client.revoke_token("t")
+        client.revoke_token("t"), client.report_leak("x")
+        client.create_webhook("https://a.example"), client.list_webhooks()
+        client.get_webhook("w"), client.update_webhook("w"), client.delete_webhook("w")
+        client.rotate_webhook_secret("w"), client.test_webhook("w"), client.replay_webhook("w")
+        list(client.list_webhook_deliveries("w")), client.replay_delivery("w", "d")
         list(client.list_audit()), client.audit_proof(index=1), client.get_stats()
         client.is_healthy(), client.is_ready()
-    # For gateways, for Prometheus, for auditors (these two are no JSON), and for who finds a leak:
-    # GitHub and `akm keys leaked`.
-    assert asked == {
-        (method, path)
-        for method, path in known
-        if path not in ("/metrics", "/v1/audit/checkpoint")
-        and not path.startswith(("/v1/authorize", "/v1/leaks"))
-    }
+    # For gateways, for GitHub, for Prometheus and for auditors (these two are no JSON).
+    others = {"/v1/authorize", "/v1/authorize/{permissions}", "/v1/leaks/github", "/metrics",
+              "/v1/audit/checkpoint"}  # fmt: skip
+    assert asked == {(method, path) for method, path in known if path not in others}
+    assert others <= {path for _, path in known}
 
 
 SHAPES = [
@@ -269,6 +338,9 @@ SHAPES = [
     (shapes.KeyVersion, schemas.Version), (shapes.BulkRevocation, schemas.BulkRevocation),
     (shapes.Token, schemas.Token), (shapes.CreatedToken, schemas.CreatedToken),
     (shapes.Event, schemas.Event), (shapes.Stats, schemas.Stats),
+    (shapes.Webhook, schemas.Webhook), (shapes.CreatedWebhook, schemas.CreatedWebhook),
+    (shapes.WebhookChanges, schemas.UpdateWebhook), (shapes.Delivery, schemas.WebhookDelivery),
+    (shapes.LeakOutcome, schemas.LeakOutcome),
     (shapes.CacheStats, schemas.CacheStats), (shapes.KeyChanges, schemas.UpdateKey),
 ]  # fmt: skip
 

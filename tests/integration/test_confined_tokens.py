@@ -13,7 +13,9 @@ import pytest
 from api_key_manager.core.presented import Presented
 from api_key_manager.server.hot import validate_now
 from api_key_manager.server.principal import Principal
+from api_key_manager.webhooks.events import TEST
 from tests.integration.conftest import Api, serving, signed
+from tests.services import free_port
 
 FOREIGN = "foreign"
 HERE = "here"
@@ -36,17 +38,17 @@ BODIES: dict[str, list[Any]] = {
     "revoke_token": [None],
     "validate": [],
     "validate_batch": [],
-    # Of webhooks there is a test of its own, on a store that has them.
-    "create_webhook": [{"url": "https://127.0.0.1/", "environment": FOREIGN}],
+    "create_webhook": [{"url": "http://127.0.0.1:9/", "environment": FOREIGN}],
     "list_webhooks": [None],
     "get_webhook": [None],
-    "update_webhook": [{"disabled": True}],
+    "update_webhook": [{"disabled": True}, {"types": ["key.created"]}, {"description": None}],
     "delete_webhook": [None],
-    "rotate_webhook_secret": [None],
+    "rotate_webhook_secret": [None, {"overlap_seconds": 0}],
     "send_test_webhook": [None],
     "list_deliveries": [None],
     "replay_delivery": [None],
     "replay_dead_deliveries": [None],
+    "report_leak": [],  # every secret and token there is, see World.fill
     "list_audit": [None],
     "get_checkpoint": [None],
     "get_proof": [None],
@@ -59,6 +61,7 @@ QUERIES = {
     "get_proof": ["?index=0", *(f"?index={n}" for n in range(1, 30)), "?id=1", "?from=1"],
     "get_stats": ["?by_environment=true", "?environment=foreign", "?environment=here"],
     "list_tokens": ["", "?state=active"],
+    "list_deliveries": ["", "?state=dead", "?limit=1"],
 }
 
 
@@ -69,6 +72,10 @@ class World:
         self.api = api
         self.keys: dict[str, dict[str, Any]] = {}
         self.tokens: dict[str, dict[str, Any]] = {}
+        # By where they are; none where keys are in memory.
+        self.hooks: dict[str, dict[str, Any]] = {}
+        self.delivery = NOBODY
+        self.bodies = dict(BODIES)
 
     async def fill(self) -> World:
         for where, environment in ((HERE, HERE), (FOREIGN, FOREIGN), ("foreign-none", None)):
@@ -81,12 +88,34 @@ class World:
         for where in (HERE, FOREIGN):
             self.tokens[where] = await self.api.scoped("admin", name=where, environment=where)
         self.token = self.tokens[HERE]["token"]
+        if self.api.deployment.webhooks is not None:
+            for where, environment in ((HERE, HERE), (FOREIGN, FOREIGN), ("foreign-none", None)):
+                await self.subscribe(where, environment)
+        self.bodies["report_leak"] = [{"token": leaked} for leaked in self.leaks(FOREIGN)]
         # Something for the log, warm records, and refusals whose events name a key.
         for key in self.keys.values():
             assert (await self.validate(None, **shown(key)))["valid"]
             await self.validate(None, **{**shown(key), "permissions": "nobody.has"})
         await self.validate(None, **{**shown(self.keys["foreign-signed"]), "signature": "0" * 64})
         return self
+
+    async def subscribe(self, where: str, environment: str | None) -> None:
+        """A webhook that nobody answers, and a delivery that is dead."""
+        url = f"http://127.0.0.1:{free_port()}/{where}"
+        body = {"url": url, "environment": environment, "types": ["key.leaked", "key.revoked"]}
+        made = await self.api("POST", "/v1/webhooks", body)
+        assert made.status_code == 201, made.text
+        self.hooks[where] = made.json()
+        sent = await self.api("POST", f"/v1/webhooks/{made.json()['id']}/test")
+        assert sent.json()["state"] == "dead"
+        if where == FOREIGN:
+            self.delivery = sent.json()["id"]
+
+    def leaks(self, where: str) -> list[str]:
+        """Every secret and token of the keys and admin tokens somewhere."""
+        keys = [key for key_id, key in self.keys.items() if key_id.startswith(where)]
+        shown = [key.get("token") or key["secret"] for key in [*keys, self.tokens[where]]]
+        return [*shown, self.api.token] if where == FOREIGN else shown
 
     async def validate(self, by: str | None, **body: Any) -> dict[str, Any]:
         answer = await self.api("POST", "/v1/validate", body, token=by or self.api.token)
@@ -107,6 +136,14 @@ class World:
                 found.append(({**key, "last_used": None}, versions))
         tokens = (await self.api("GET", "/v1/tokens")).json()["items"]
         found.append([t for t in tokens if t["environment"] == FOREIGN])
+        found.append([t["state"] for t in tokens if t["environment"] is None])
+        for hook in (await self.api("GET", "/v1/webhooks")).json()["items"]:
+            if hook["environment"] != HERE:
+                listed = await self.api("GET", f"/v1/webhooks/{hook['id']}/deliveries")
+                # Of no environment is who hears of all, of what is done here as well.
+                everything = hook["environment"] == FOREIGN
+                sent = listed.json()["items"]
+                found.append((hook, [d for d in sent if everything or d["type"] == TEST]))
         return found
 
     async def operations(self) -> list[tuple[str, str, str]]:
@@ -137,7 +174,7 @@ def told(answer: httpx.Response, key_id: str) -> tuple[int, str, dict[str, str]]
 @pytest.fixture(params=["memory", "sqlite"])
 async def world(request, tmp_path) -> AsyncIterator[World]:
     urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/data/akm.db"}
-    async with serving(DATABASE_URL=urls[request.param]) as api:
+    async with serving(DATABASE_URL=urls[request.param], WEBHOOK_ALLOW_PRIVATE=True) as api:
         yield await World(api).fill()
 
 
@@ -152,7 +189,15 @@ async def test_nothing_of_another_environment_shows(world: World):
     before = await world.foreign()
     targets = [key_id for key_id in world.keys if key_id.startswith(FOREIGN)]
     for method, path, name in await world.operations():
-        for body in BODIES[name]:
+        for body in world.bodies[name]:
+            if "{webhook_id}" in path:
+                path = path.replace("{delivery_id}", world.delivery)
+                unknown = await world.confined(method, path.format(webhook_id=NOBODY), body)
+                assert unknown.status_code == 404
+                for hook in (hook["id"] for where, hook in world.hooks.items() if where != HERE):
+                    answer = await world.confined(method, path.format(webhook_id=hook), body)
+                    assert told(answer, hook) == told(unknown, NOBODY), (name, hook)
+                continue
             if "{key_id}" in path:
                 unknown = await world.confined(method, path.replace("{key_id}", NOBODY), body)
                 foreign_token = [world.tokens[FOREIGN]["key_id"], "first-admin"]
@@ -165,6 +210,8 @@ async def test_nothing_of_another_environment_shows(world: World):
                 answer = await world.confined(method, path + query, body)
                 # The message of a filter is the caller's own words, as is the id asked for.
                 assert FOREIGN not in answer.text, (name, query, body)
+                if name == "report_leak":
+                    assert set(answer.json().values()) == {False, None}
                 plain = answer.text.replace("\\", "").replace('"actor":"first-admin"', "")
                 assert "first-admin" not in plain
     assert await world.foreign() == before
@@ -174,14 +221,18 @@ async def test_random_walks(world: World):
     """The same over many steps in any order, with pages followed to their ends."""
     before = await world.foreign()
     operations = await world.operations()
+    bodies = {**world.bodies, "create_webhook": [{"url": "http://127.0.0.1:9/"}]}
+    bodies["report_leak"] += [{"token": leaked} for leaked in world.leaks(HERE)[:2]]
     dice = random.Random(4)
-    for _ in range(150):
+    for _ in range(250):
         method, path, name = dice.choice(operations)
-        if not BODIES[name]:
+        if not bodies[name]:
             continue
         target = dice.choice([*world.keys, NOBODY])
-        where = path.replace("{key_id}", target) + dice.choice(QUERIES.get(name, [""]))
-        answer = await world.confined(method, where, dice.choice(BODIES[name]))
+        hook = dice.choice([*(hook["id"] for hook in world.hooks.values()), NOBODY])
+        path = path.format(key_id=target, webhook_id=hook, delivery_id=world.delivery)
+        where = path + dice.choice(QUERIES.get(name, [""]))
+        answer = await world.confined(method, where, dice.choice(bodies[name]))
         assert answer.status_code < 500
         seen = answer.text if target not in path else answer.text.replace(target, "")
         while name.startswith("list_") and answer.json().get("next_cursor"):
@@ -274,6 +325,33 @@ async def test_what_a_confined_token_makes(world: World):
         answer = await world.confined("POST", path, {**body, "environment": FOREIGN})
         assert answer.status_code == 403
         assert answer.json()["reason"] == "forbidden"
+
+
+async def test_webhooks_of_the_environment(world: World):
+    """A webhook that it makes is of its environment, said or not, and hears of nothing else."""
+    if not world.hooks:
+        answer = await world.confined("POST", "/v1/webhooks", {"url": "http://127.0.0.1:9/"})
+        assert answer.status_code == 409
+        return
+    for made in ({}, {"environment": None}, {"environment": HERE}):
+        body = {"url": world.hooks[HERE]["url"], **made}
+        answer = await world.confined("POST", "/v1/webhooks", body)
+        assert (answer.status_code, answer.json()["environment"]) == (201, HERE)
+    body = {"url": world.hooks[HERE]["url"], "environment": FOREIGN}
+    answer = await world.confined("POST", "/v1/webhooks", body)
+    assert (answer.status_code, answer.json()["reason"]) == (403, "forbidden")
+    listed = (await world.confined("GET", "/v1/webhooks")).json()["items"]
+    assert len(listed) == 4
+    assert {hook["environment"] for hook in listed} == {HERE}
+
+
+async def test_leaks_of_the_environment(world: World):
+    """What it reports of its environment is ended."""
+    for leaked in world.leaks(HERE)[:2]:
+        answer = (await world.confined("POST", "/v1/leaks", {"token": leaked})).json()
+        assert (answer["matched"], answer["action"]) == (True, "revoked")
+    for key_id in ("here-signed", "here-bearer"):
+        assert (await world.confined("GET", f"/v1/keys/{key_id}")).json()["state"] == "revoked"
 
 
 async def test_a_minted_token_is_confined_too(world: World):

@@ -13,8 +13,10 @@ import re
 import secrets
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,9 @@ class Story:
     def mark(self, name: str, secret: str) -> None:
         self.known[name] = secret
         self.marks[name] = random_part(secret)
+        if secret.startswith("whsec_"):
+            # What it stands for is as good as the text.
+            self.marks[f"{name}'s bytes"] = base64.b64decode(random_part(secret))
 
     def fill(self, thing: Any) -> Any:
         """With what stands in braces put in."""
@@ -81,7 +86,7 @@ class Story:
         for field, name in wanted.items():
             if field in SHOWN_AT_BIRTH:
                 self.mark(name, answer[field])
-                shown.add(name)
+                shown |= {name, f"{name}'s bytes"}
             else:
                 self.known[name] = answer[field]
         return shown
@@ -98,6 +103,49 @@ class Story:
             if path.name not in left_out:
                 self.check(str(path), path.read_bytes())
         return {path.name for path in files}
+
+
+class Receiver:
+    """Takes webhooks, and keeps them whole."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        got = self.got
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                got.append(self.requestline.encode() + bytes(self.headers) + body)
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/hook"
+
+    def wait_for(self, *types: str) -> None:
+        """Until an event of each type is there."""
+        deadline = time.monotonic() + 20
+        while missing := [t for t in types if not any(f'"{t}"'.encode() in g for g in self.got)]:
+            assert time.monotonic() < deadline, missing
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def receiver(story: Story) -> Iterator[Receiver]:
+    """Where ``{receiver}`` leads to."""
+    receiver = Receiver()
+    story.known["receiver"] = receiver.url
+    thread = threading.Thread(target=receiver.http.serve_forever, args=(0.01,))
+    thread.start()
+    yield receiver
+    receiver.http.shutdown()
+    thread.join()
+    receiver.http.server_close()
+    for sent in receiver.got:
+        story.check("a webhook", sent)
 
 
 @pytest.fixture
@@ -169,9 +217,11 @@ class Caller:
         ("json", "ERROR"),
     ],
 )
-def test_a_server(story: Story, sink: Sink, tmp_path: Path, form: str, level: str):
+def test_a_server(
+    story: Story, sink: Sink, receiver: Receiver, tmp_path: Path, form: str, level: str
+):
     """Every endpoint, right and wrong, on a server with SQLite, Redis and a collector: answers,
-    output, log, metrics, traces, database with its WAL, backup and Redis' files."""
+    output, log, metrics, traces, webhooks, database with its WAL, backup and Redis' files."""
     known = story.known
     password = known["Redis' password"]
     options = ("--appendonly", "yes", "--appendfsync", "always", "--rdbcompression", "no")
@@ -186,11 +236,13 @@ def test_a_server(story: Story, sink: Sink, tmp_path: Path, form: str, level: st
             "DEBUG": str(level == "DEBUG").lower(),
             "VAULT_TOKEN": known["Vault's token"],
             "FAILED_AUTH_PER_MINUTE": "0",
+            "WEBHOOK_ALLOW_PRIVATE": "true",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink.server_address[1]}",
             "OTEL_EXPORTER_OTLP_HEADERS": f"authorization={known['collector']}",
         }
         with started(tmp_path, **settings) as server:
             drive(server, story)
+            receiver.wait_for("webhook.test", "key.created", "key.leaked", "key.deleted")
             backup = [*AKM, "db", "backup", str(tmp_path / "copy.db")]
             done = subprocess.run(
                 backup, env=environment(tmp_path, **settings), cwd=tmp_path, capture_output=True,
@@ -259,11 +311,14 @@ def test_each_command_is_driven():
 
 
 @pytest.fixture
-def at_home(story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def at_home(
+    story: Story, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
     """Runs one command of the table after the other, on a database of their own."""
     monkeypatch.setenv("LOG_LEVEL", "DEBUG")
     monkeypatch.setenv("DEBUG", "true")
     monkeypatch.setenv("VAULT_TOKEN", story.known["Vault's token"])
+    monkeypatch.setenv("WEBHOOK_ALLOW_PRIVATE", "true")
     story.known["folder"] = str(tmp_path)
     good = {"key_id": "imported", "kind": "signed", "secret": story.known["imported"]}
     wrong = {"key_id": "wrong", "secret": [story.known["imported"]], "oops": story.known["own"]}
@@ -303,7 +358,8 @@ def test_commands_on_a_database(story, at_home, tmp_path, monkeypatch, caplog):
 
 def test_commands_at_a_server(story, at_home, tmp_path, monkeypatch, caplog):
     """The same of a server, as far as they go there."""
-    with started(tmp_path, AKM_ADMIN_TOKEN=story.known["admin"], LOG_LEVEL="DEBUG") as server:
+    settings = {"LOG_LEVEL": "DEBUG", "WEBHOOK_ALLOW_PRIVATE": "true"}
+    with started(tmp_path, AKM_ADMIN_TOKEN=story.known["admin"], **settings) as server:
         monkeypatch.setenv("AKM_URL", server.url)
         monkeypatch.setenv("AKM_TOKEN", story.known["admin"])
         # Those take the option to refuse it.

@@ -159,7 +159,7 @@ def test_processes_see_each_other(shared, tmp_path):
                 refusals += 1
 
 
-TABLES = ("deployment", "keys", "key_versions", "changes")
+TABLES = ("deployment", "keys", "key_versions", "changes", "audit_events")
 
 
 def save(shared: Shared) -> None:

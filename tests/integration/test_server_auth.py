@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -30,12 +31,27 @@ ROUTES = [
     ("DELETE", "/v1/tokens/{key_id}", "admin"),
     ("POST", "/v1/validate", "validate"),
     ("POST", "/v1/validate/batch", "validate"),
+    ("POST", "/v1/leaks", "keys:write"),
+    ("POST", "/v1/webhooks", "admin"),
+    ("GET", "/v1/webhooks", "keys:read"),
+    ("GET", "/v1/webhooks/{webhook_id}", "keys:read"),
+    ("PATCH", "/v1/webhooks/{webhook_id}", "admin"),
+    ("DELETE", "/v1/webhooks/{webhook_id}", "admin"),
+    ("POST", "/v1/webhooks/{webhook_id}/rotate-secret", "admin"),
+    ("POST", "/v1/webhooks/{webhook_id}/test", "admin"),
+    ("POST", "/v1/webhooks/{webhook_id}/replay", "admin"),
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries", "keys:read"),
+    ("POST", "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay", "admin"),
     ("GET", "/v1/audit", "audit:read"),
+    ("GET", "/v1/audit/checkpoint", "audit:read"),
+    ("GET", "/v1/audit/proof", "audit:read"),
     ("GET", "/v1/stats", "metrics"),
     ("GET", "/metrics", "metrics"),
 ]
 # They let in for themselves, whoever shows a key of its own realm.
 AUTHORIZE = ["/v1/authorize", "/v1/authorize/{permissions}"]
+# It lets in whatever GitHub has signed, and no admin token.
+GITHUB = "/v1/leaks/github"
 OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json"]
 SCOPES = ["keys:read", "keys:write", "validate", "audit:read", "metrics", "admin"]
 
@@ -45,7 +61,7 @@ routes = pytest.mark.parametrize(("method", "path", "scope"), ROUTES)
 async def send(api: Api, method: str, path: str, token: str | None) -> httpx.Response:
     """A request to the route that is refused for nothing but its token."""
     body = {"nonsense": 1} if method in ("POST", "PATCH") else None
-    return await api(method, path.replace("{key_id}", "nobody"), body, token=token)
+    return await api(method, re.sub(r"\{\w+\}", "nobody", path), body, token=token)
 
 
 @routes
@@ -88,7 +104,16 @@ async def test_no_route_is_missing_above(api: Api):
         for method, operation in operations.items()
     }
     others = ["/healthz", "/readyz", *AUTHORIZE]
-    assert documented == {*ROUTES, *(("GET", path, None) for path in others)}
+    unscoped = {("POST", GITHUB, None), *(("GET", path, None) for path in others)}
+    assert documented == {*ROUTES, *unscoped}
+
+
+async def test_no_token_opens_githubs_endpoint(api: Api):
+    """Without GitHub's signature an admin token is refused like none."""
+    answers = [await api("POST", GITHUB, [], token=token) for token in (api.token, "x", None)]
+    assert {(answer.status_code, answer.json()["reason"]) for answer in answers} == {
+        (403, "forbidden")
+    }
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "PATCH"])

@@ -15,11 +15,11 @@ from api_key_manager.connections.tables import key_uses, key_versions, keys, met
 from api_key_manager.core import KeyManager, Reason, StorageError, sign
 from tests.integration.places import Place, signed
 
-# The sweeper's hint only; and who may write last uses may lie about them. See connections.tables.
-# A mark only names who a found secret may be of, and that it was found was told.
+# The sweeper's hint only; how a leaked secret is found, which doctor looks at; and who may write
+# last uses may lie about them. See connections.tables.
 UNCOVERED = {
     "keys": {"next_end_at"},
-    "key_versions": {"mark", "leaked_at"},
+    "key_versions": {"mark"},
     "key_uses": {column.name for column in key_uses.columns},
 }
 VANISHES = {("keys", "key_id"), ("keys", "deleted_at")}
@@ -225,7 +225,7 @@ async def test_no_change_launders_an_edit(place, grant, how):
             # A version that has ended, and the hint that has the sweeper write it down.
             place.sql(
                 "INSERT INTO key_versions SELECT key_id, 9, created_at, 5, 0, sealed, digest,"
-                " pepper, NULL, NULL FROM key_versions WHERE key_id = ? LIMIT 1", key_id,
+                " pepper, mark, leaked_at FROM key_versions WHERE key_id = ? LIMIT 1", key_id,
             )  # fmt: skip
             place.sql("UPDATE keys SET next_end_at = 5 WHERE key_id = ?", key_id)
             await manager.sweep()
@@ -289,13 +289,11 @@ async def test_missing_and_added_versions(place):
             "DELETE FROM key_versions WHERE key_id = 'k'",
             (
                 "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL,"
-                " NULL, NULL"
-                " FROM key_versions WHERE key_id = 'other'"
+                " mark, NULL FROM key_versions WHERE key_id = 'other'"
             ),
             (
                 "INSERT INTO key_versions SELECT 'k', 3, created_at, NULL, 0, sealed, NULL, NULL,"
-                " NULL, NULL"
-                " FROM key_versions WHERE key_id = 'k' AND version = 1"
+                " mark, NULL FROM key_versions WHERE key_id = 'k' AND version = 1"
             ),
         ):
             place.sql(edit)

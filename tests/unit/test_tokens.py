@@ -19,6 +19,7 @@ from api_key_manager.core.tokens import (
     check_new_id,
     check_prefix,
     checksum,
+    holds_a_secret,
     is_key_id,
     mint_id,
     mint_secret,
@@ -26,6 +27,7 @@ from api_key_manager.core.tokens import (
     parse_token,
     secret_bytes,
 )
+from api_key_manager.webhooks.signing import mint
 
 ids = st.text(string.ascii_letters + string.digits + ".:-", min_size=1, max_size=128)
 prefixes = st.from_regex(r"[a-z][a-z0-9]{0,6}(_[a-z0-9]{1,6}){0,3}", fullmatch=True)
@@ -179,6 +181,14 @@ def test_a_secret_is_never_an_id(mint):
         check_key_id(secret)
     assert secret not in str(caught.value)
     assert check_key_id(secret[:-1] + ("0" if secret[-1] != "0" else "1"))
+
+
+def test_a_webhook_secret_is_found():
+    """It has no checksum: its form is enough, wherever it stands."""
+    secret = mint()
+    for text in (secret, f"see {secret}, please", f'{{"a": "{secret}"}}', f"x_{secret}"):
+        assert holds_a_secret(text)
+    assert not holds_a_secret("the secret that begins with whsec_ is not in here")
 
 
 def test_id_of_the_first_token_is_reserved():

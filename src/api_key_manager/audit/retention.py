@@ -11,7 +11,8 @@ from api_key_manager.core.sealed import LogState
 
 __all__ = ["Retention"]
 
-_AT_ONCE: Final = 8
+_AT_ONCE: Final = 4096
+"""Leaves. Each piece is an event itself, so of many small batches it takes many."""
 _DAY: Final = 86_400
 
 

@@ -26,7 +26,7 @@ __all__ = ["LogTables", "Sealer"]
 _log = logging.getLogger(__name__)
 
 _BATCH: Final = 512
-_PAUSE_SECONDS: Final = 0.2
+_PAUSE_SECONDS: Final = 0.5
 _YIELD_SECONDS: Final = 1.0
 _BREATH_SECONDS: Final = 0.001
 _LATE_SECONDS: Final = 0.003
@@ -105,11 +105,15 @@ class Sealer:
     async def prepare(self) -> None:
         """Begin the first log of a database, before the first event.
 
+        What an older schema left is sealed while everything runs: there may be millions of events.
+
         Raises:
             StorageError: the database cannot be used.
         """
         if (await self._tables.glance())[-1] is None:
-            await self.seal()
+            view = await self._tables.view(None, 0)
+            if await self._sound(view) is None:
+                await self._start(view)
 
     async def look(self) -> list[str]:
         """What is wrong with the log's end, changing nothing.

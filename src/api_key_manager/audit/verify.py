@@ -50,10 +50,7 @@ class LogCheck:
     Args:
         notary: who vouched for it.
         origin: which log it is.
-        nodes: the hashes of subtrees that are kept, by level and position.
         outside: roots by size, from checkpoints that were kept elsewhere.
-        restarted: whether it is the first that is looked at; else that there is another one
-            before it is a finding.
 
     Attributes:
         size: how many leaves were checked.
@@ -65,13 +62,12 @@ class LogCheck:
         self,
         notary: Notary,
         origin: int,
-        nodes: Mapping[tuple[int, int], object],
         outside: Mapping[int, bytes],
     ) -> None:
         self._notary = notary
         self._origin = origin
         self._name = notary.name(origin)
-        self._nodes = dict(nodes)
+        self._nodes: Mapping[tuple[int, int], object] = {}
         self._outside = dict(outside)
         self._peaks: list[bytes] = []
         self._whole = True
@@ -88,16 +84,21 @@ class LogCheck:
         return Finding(message, self._origin, index, row_id)
 
     def check(
-        self, batches: Sequence[LogBatch], events: Sequence[tuple[Any, ...]], kept_from: int
+        self,
+        batches: Sequence[LogBatch],
+        events: Sequence[tuple[Any, ...]],
+        nodes: Mapping[tuple[int, int], object],
+        kept_from: int,
     ) -> Iterator[Finding]:
         """Check some batches that come next.
 
         Args:
             batches: in order.
             events: the rows behind the last one checked, up to the last batch's last.
+            nodes: the kept hashes of the subtrees that they complete, by level and position.
             kept_from: the first leaf that has its bytes.
         """
-        at = 0
+        at, self._nodes = 0, nodes
         for batch in batches:
             end = at
             while end < len(events) and events[end][_ID] <= batch.last_id:
@@ -115,10 +116,8 @@ class LogCheck:
                 f"the row of leaves {batch.first} to {batch.first + batch.length - 1}, or its"
                 " checkpoint, was edited", batch.first,
             )  # fmt: skip
-        # An editor may have put a value of any type into any column.
-        joined: object = batch.hashes
-        hashes = cut_hashes(joined) if isinstance(joined, bytes) else []
-        if len(hashes) != batch.length or len(hashes[-1]) != HASH_BYTES:
+        hashes = cut_hashes(batch.hashes)
+        if batch.length < 1 or len(batch.hashes) != HASH_BYTES * batch.length:
             yield self._finding("its hashes were edited", batch.first)
             hashes = [bytes(HASH_BYTES)] * batch.length
         if batch.leaves is None:
@@ -228,7 +227,7 @@ class LogCheck:
         if not self._whole:
             return
         for level, position, digest in nodes:
-            if self._nodes.pop((level, position), None) != digest:
+            if self._nodes.get((level, position)) != digest:
                 yield self._finding(
                     f"the kept hash of level {level}, position {position} is gone or was edited",
                     position << level,
@@ -248,8 +247,13 @@ class LogCheck:
             # One edit would be found again in every batch behind it.
             self._whole = False
 
-    def end(self, state: LogState | None) -> Iterator[Finding]:
-        """What the log's own state says, once all is checked."""
+    def end(self, state: LogState | None, strange: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+        """What the log's own state says, once all is checked.
+
+        Args:
+            state: how far it has come.
+            strange: level and position of kept hashes that it cannot have.
+        """
         if state is None or not self._notary.knows(state):
             what = "is gone" if state is None else "was edited"
             yield self._finding(f"the row that says how far the log has come {what}")
@@ -277,7 +281,7 @@ class LogCheck:
                 )  # fmt: skip
             elif self._whole:
                 yield self._finding("a checkpoint outside of the database fits no batch", size - 1)
-        for level, position in self._nodes if self._whole else ():
+        for level, position in strange:
             yield self._finding(
                 f"there is a hash of level {level}, position {position} too many",
                 position << level if 0 <= level < 64 else None,

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import IO, Final, NamedTuple
 
 from api_key_manager.cli.errors import MISUSE, Failure
@@ -18,10 +19,13 @@ __all__ = ["Content", "files", "history", "introduced", "readable", "staged", "s
 
 _SUBMODULE: Final = b"160000"
 # Nothing of the repository's own configuration is to run, and nothing is fetched.
-_SAFE: Final = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+_SAFE: Final = (
+    "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "log.showSignature=false",
+)  # fmt: skip
 _ENVIRONMENT: Final = {
-    "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0",
-    "LC_ALL": "C",
+    # An older git knows of the latter only.
+    "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C",
 }  # fmt: skip
 _PIECE: Final = 1 << 20
 
@@ -122,6 +126,7 @@ def staged(repository: str) -> Iterator[Content]:
         yield from _objects(repository, listed)
 
 
+@lru_cache(maxsize=1)  # of one object there may be many hits, one after the other
 def introduced(repository: str, blob: str) -> str | None:
     """The oldest commit that has an object, if one is found."""
     try:

@@ -14,8 +14,9 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
+from api_key_manager.client.asking import Listing
 from api_key_manager.client.exchange import Answer, Lost, Operation, Outcome, Retries, Send, strange
-from api_key_manager.client.operations import Listing, Operations
+from api_key_manager.client.operations import Operations
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.urls import check_url
 
@@ -237,6 +238,17 @@ class Client(_Face[httpx.BaseTransport]):
     revoke_token = _blocking(Operations.revoke_token)
     list_audit = _blocking_each(Operations.list_audit)
     audit_proof = _blocking(Operations.audit_proof)
+    report_leak = _blocking(Operations.report_leak)
+    create_webhook = _blocking(Operations.create_webhook)
+    list_webhooks = _blocking(Operations.list_webhooks)
+    get_webhook = _blocking(Operations.get_webhook)
+    update_webhook = _blocking(Operations.update_webhook)
+    delete_webhook = _blocking(Operations.delete_webhook)
+    rotate_webhook_secret = _blocking(Operations.rotate_webhook_secret)
+    test_webhook = _blocking(Operations.test_webhook)
+    list_webhook_deliveries = _blocking_each(Operations.list_webhook_deliveries)
+    replay_delivery = _blocking(Operations.replay_delivery)
+    replay_webhook = _blocking(Operations.replay_webhook)
     get_stats = _blocking(Operations.get_stats)
     is_healthy = _blocking(Operations.is_healthy)
     is_ready = _blocking(Operations.is_ready)
@@ -309,6 +321,17 @@ class AsyncClient(_Face[httpx.AsyncBaseTransport]):
     revoke_token = _awaited(Operations.revoke_token)
     list_audit = _awaited_each(Operations.list_audit)
     audit_proof = _awaited(Operations.audit_proof)
+    report_leak = _awaited(Operations.report_leak)
+    create_webhook = _awaited(Operations.create_webhook)
+    list_webhooks = _awaited(Operations.list_webhooks)
+    get_webhook = _awaited(Operations.get_webhook)
+    update_webhook = _awaited(Operations.update_webhook)
+    delete_webhook = _awaited(Operations.delete_webhook)
+    rotate_webhook_secret = _awaited(Operations.rotate_webhook_secret)
+    test_webhook = _awaited(Operations.test_webhook)
+    list_webhook_deliveries = _awaited_each(Operations.list_webhook_deliveries)
+    replay_delivery = _awaited(Operations.replay_delivery)
+    replay_webhook = _awaited(Operations.replay_webhook)
     get_stats = _awaited(Operations.get_stats)
     is_healthy = _awaited(Operations.is_healthy)
     is_ready = _awaited(Operations.is_ready)

@@ -4,20 +4,12 @@ one.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, Unpack
+from typing import Any, Final, Literal, Unpack
 
-from api_key_manager.client.exchange import (
-    Call,
-    Operation,
-    Repeat,
-    Retries,
-    call,
-    exchange,
-    strange,
-)
+from api_key_manager.client.asking import Listing
+from api_key_manager.client.exchange import Call, Operation, Repeat, exchange, strange
 from api_key_manager.client.paths import key_path, members
 from api_key_manager.client.shapes import (
     BulkRevocation,
@@ -29,6 +21,7 @@ from api_key_manager.client.shapes import (
     KeyChanges,
     KeyFilters,
     KeyVersion,
+    LeakOutcome,
     NewKey,
     RemoteVerdict,
     RevocationFilters,
@@ -37,73 +30,17 @@ from api_key_manager.client.shapes import (
     Token,
     ValidationItem,
 )
+from api_key_manager.client.webhooks import WebhookOperations
 
-__all__ = ["Listing", "Operations", "Page"]
+__all__ = ["Operations"]
 
-T = TypeVar("T")
-
-PAGE: Final = 500
 _OK: Final = 200
 _ONCE_ONLY: Final = frozenset({"nonce", "request"})
 _VERDICT: Final = tuple(field.name for field in fields(RemoteVerdict))
 
 
-class Listing(NamedTuple, Generic[T]):
-    """A list that is read page by page."""
-
-    path: str
-    query: Mapping[str, Any]
-
-
-class Page(NamedTuple, Generic[T]):
-    """Some items, and where the next ones begin."""
-
-    items: list[T]
-    next_cursor: str | None
-
-
-class Operations:
-    """Every call of the server.
-
-    Args:
-        retries: how often and how long to try.
-        where: the server's URL, for messages.
-    """
-
-    def __init__(self, retries: Retries, where: str) -> None:
-        self._retries = retries
-        self._where = where
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        query: Mapping[str, Any] | None = None,
-        repeat: Repeat = Repeat.ANY,
-        idempotency_key: str | None = None,
-    ) -> Operation[Any]:
-        asked = Call(method, path, body, query, repeat, idempotency_key)
-        return call(asked, self._retries, self._where)
-
-    def _once(
-        self, path: str, body: Mapping[str, Any], idempotency_key: str | None
-    ) -> Operation[Any]:
-        """A POST that the server runs once, however often it arrives."""
-        key = uuid.uuid4().hex if idempotency_key is None else idempotency_key
-        return self._call("POST", path, members(body), idempotency_key=key)
-
-    def page(self, listing: Listing[T], cursor: str | None) -> Operation[Page[T]]:
-        """One page of a list."""
-        query = {**members(listing.query), "limit": PAGE, "cursor": cursor}
-        answer = yield from self._call("GET", listing.path, query=query)
-        return Page(self._items(answer), answer.get("next_cursor"))
-
-    def _items(self, answer: Any, name: str = "items") -> list[Any]:
-        items = (answer or {}).get(name)
-        if not isinstance(items, list):
-            raise strange(self._where)
-        return items
+class Operations(WebhookOperations):
+    """Every call of the server."""
 
     def validate(
         self,
@@ -245,6 +182,22 @@ class Operations:
         """Every version of a key that ever was, newest first."""
         answer = yield from self._call("GET", key_path(key_id, "/versions"))
         return self._items(answer)
+
+    def report_leak(
+        self, token: str, *, url: str | None = None, source: str | None = None
+    ) -> Operation[LeakOutcome]:
+        """Report a secret or token that was found where it must not be; what it opens is ended, or
+        flagged.
+
+        Args:
+            token: what was found.
+            url: where.
+            source: what kind of place that is, or who found it.
+        """
+        body = {"token": token, "url": url, "source": source}
+        given = {name: value for name, value in body.items() if value is not None}
+        # What is reported again has been done, and is said to be.
+        return self._call("POST", "/v1/leaks", given)
 
     def create_token(
         self,

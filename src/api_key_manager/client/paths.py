@@ -10,20 +10,27 @@ from urllib.parse import quote
 from api_key_manager.core.exceptions import ValidationError
 from api_key_manager.core.tokens import check_key_id
 
-__all__ = ["key_path", "members"]
+__all__ = ["key_path", "members", "segment"]
+
+
+def segment(name: str) -> str:
+    """An id as one segment of a path.
+
+    Raises:
+        ValidationError: no id; nothing else may get into a path.
+    """
+    quoted = quote(check_key_id(name), safe=":")
+    # "." and ".." are ids too, but as such they would not survive in a path.
+    return quoted.replace(".", "%2E") if set(quoted) == {"."} else quoted
 
 
 def key_path(key_id: str, rest: str = "", *, under: str = "keys") -> str:
     """The path of one key.
 
     Raises:
-        ValidationError: no key id; nothing else may get into a path.
+        ValidationError: as :func:`segment`.
     """
-    segment = quote(check_key_id(key_id), safe=":")
-    # "." and ".." are ids too, but as such they would not survive in a path.
-    if set(segment) == {"."}:
-        segment = segment.replace(".", "%2E")
-    return f"/v1/{under}/{segment}{rest}"
+    return f"/v1/{under}/{segment(key_id)}{rest}"
 
 
 def members(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ __all__ = [
     "CacheStats",
     "CreatedKey",
     "CreatedToken",
+    "CreatedWebhook",
+    "Delivery",
     "EnvironmentCount",
     "Event",
     "Instant",
@@ -23,6 +25,7 @@ __all__ = [
     "KeyChanges",
     "KeyFilters",
     "KeyVersion",
+    "LeakOutcome",
     "NewKey",
     "Quota",
     "RemoteVerdict",
@@ -30,6 +33,8 @@ __all__ = [
     "Stats",
     "Token",
     "ValidationItem",
+    "Webhook",
+    "WebhookChanges",
 ]
 
 Instant = str | int | float | datetime
@@ -172,6 +177,7 @@ class KeyVersion(TypedDict):
     created_at: str
     ends_at: str | None
     ended: bool
+    leaked_at: str | None
 
 
 class BulkRevocation(TypedDict):
@@ -205,6 +211,60 @@ class CreatedToken(Token):
     """An admin token, shown this once."""
 
     token: str
+
+
+class WebhookChanges(TypedDict, total=False):
+    """What may be changed of a webhook."""
+
+    url: str
+    types: list[str]
+    description: str | None
+    disabled: bool
+
+
+class Webhook(TypedDict):
+    """A subscription to events."""
+
+    id: str
+    url: str
+    types: list[str]
+    environment: str | None
+    description: str | None
+    disabled: bool
+    disabled_reason: str | None
+    created_at: str
+    updated_at: str
+    previous_secret_until: str | None
+
+
+class CreatedWebhook(Webhook):
+    """A subscription with its ``secret``, shown this once."""
+
+    secret: str
+
+
+class Delivery(TypedDict):
+    """One event to one receiver."""
+
+    id: str
+    type: str
+    state: Literal["pending", "done", "dead"]
+    attempts: int
+    outcome: str | None
+    status: int | None
+    created_at: str
+    next_at: str | None
+    finished_at: str | None
+
+
+class LeakOutcome(TypedDict):
+    """Whose a reported secret or token is, and what was done; ``None`` when it is no live one."""
+
+    matched: bool
+    key_id: str | None
+    realm: str | None
+    version: int | None
+    action: Literal["revoked", "version_ended", "flagged", "none"] | None
 
 
 class Event(TypedDict):

@@ -104,6 +104,7 @@ class KeyVersion:
             "created_at": rfc3339(self.created_at),
             "ends_at": _maybe(self.ends_at),
             "ended": self.ended,
+            "leaked_at": _maybe(self.leaked_at),
         }
 
 
@@ -200,6 +201,9 @@ class ApiKey:
         # What came later stands only where it is, so that the MACs of older records still fit.
         if self.quota is not None:
             columns.append(["quota", *self.quota])
+        leaked = [[v.version, v.leaked_at] for v in self.versions if v.leaked_at is not None]
+        if leaked:
+            columns.append(["leaked", *leaked])
         return canonical_json(columns).encode("utf-8", "surrogatepass")
 
     def to_dict(self, now: int) -> dict[str, Any]:

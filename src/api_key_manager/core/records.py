@@ -66,7 +66,7 @@ def is_intact(record: ApiKey, box: SecretBox) -> bool:
 
 def edited(record: ApiKey) -> str:
     """What there is to say of a record that is not intact."""
-    return f"the stored record of key {record.key_id} was edited or damaged"
+    return f"the stored record of key {record.key_id} was edited or damaged, or rolled back"
 
 
 def open_record(record: ApiKey, box: SecretBox) -> OpenKey:

@@ -130,15 +130,20 @@ def ends_like_a_secret(text: str) -> bool:
 _secret_ends = re.compile(r"_[0-9A-Za-z]{36}(?![0-9A-Za-z])").finditer
 _may_start = re.compile(r"(?<![A-Za-z0-9_])[a-z]").finditer
 _LONGEST = MAX_TOKEN
+# 24 bytes and more in base64 (Standard Webhooks 1.0); they have no checksum.
+_webhook_secret = re.compile(r"whsec_[A-Za-z0-9+/]{32}").search
 
 
 def holds_a_secret(text: str) -> bool:
-    """Whether a minted secret or token stands anywhere in ``text``, told by its checksum.
+    """Whether a minted secret or token stands anywhere in ``text``, told by its checksum, or what
+    has the form of a webhook's secret.
 
     For whatever is written down in clear and comes from people: they paste.
     """
     if len(text) <= _TAIL_LENGTH:
         return False
+    if _webhook_secret(text) is not None:
+        return True
     for found in _secret_ends(text):
         end = found.end()
         for start in _may_start(text, max(0, end - _LONGEST), found.start()):

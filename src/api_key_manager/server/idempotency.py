@@ -78,9 +78,10 @@ class Once:
         if holds_a_secret(key):  # it is kept as it is
             raise _misused("a secret or token must not stand in it")
         scope: str = request.scope[PRINCIPAL].id
-        name = f"{scope}\n{key}"
         now = int(self._manager.clock() * MICROSECONDS)
         fingerprint = await _fingerprint(request)
+        # Also of the request: in the database its fingerprint stands in clear.
+        name = f"{scope}\n{key}\n{fingerprint.hex()}"
         begun = await self._store.begin(scope, key, fingerprint, now)
         if begun.state == "mismatch":
             raise _misused("another request had it before")

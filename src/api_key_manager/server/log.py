@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from fastapi import Query
 from starlette.requests import Request
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from api_key_manager.wiring.auditing import Log as Reader
 
 __all__ = ["Log"]
+
+_BOUNDS: Final = {
+    "index": (0, 2**53 - 1), "id": (0, 2**53 - 1), "from": (1, 2**53 - 1),
+    "log": (1, 2**31 - 1), "size": (1, 2**53 - 1),
+}  # fmt: skip
 
 
 class Log:
@@ -47,18 +52,14 @@ class Log:
     ) -> Response:
         """That an event is in the log, or that an older checkpoint still holds."""
         reader, within = self._reader(), request.scope[PRINCIPAL].environment
-        asked = [
-            name
-            for name, value in (
-                ("index", filters.index), ("id", filters.id), ("from", filters.from_),
-            )
-            if value is not None
-        ]  # fmt: skip
-        if len(asked) != 1:
+        given = filters.model_dump(by_alias=True, exclude_none=True)
+        for name, value in given.items():
+            least, most = _BOUNDS[name]
+            if not least <= value <= most:
+                raise ValidationError(f"{name}: {least} to {most} are allowed")
+        if len(given.keys() & {"index", "id", "from"}) != 1:
             raise ValidationError("index: give exactly one of index, id and from")
         if filters.from_ is not None:
-            if filters.from_ < 1:
-                raise ValidationError("from: 1 or more is allowed")
             return reply(
                 await reader.prove_growth(filters.from_, origin=filters.log, size=filters.size)
             )

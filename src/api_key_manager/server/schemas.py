@@ -466,6 +466,7 @@ class Version(BaseModel):
     created_at: At
     ends_at: At | None
     ended: bool
+    leaked_at: At | None = Field(description="When it was reported as found in public.")
 
 
 class VersionPage(BaseModel):

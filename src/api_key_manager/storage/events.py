@@ -96,7 +96,7 @@ def find_audit(query: AuditQuery) -> Script[Page[AuditEvent]]:
     rows = yield Statement(statement)()
     page = rows[: query.limit]
     cursor = str(page[-1][0]) if len(rows) > query.limit else None
-    places = yield from _places([row[-2] or row[0] for row in page])
+    places = yield from _places([row[-2] if type(row[-2]) is int else row[0] for row in page])
     items = [
         event._replace(log=place[0], leaf=place[1]) if place is not None else event
         for event, place in zip(map(event_from, page), places, strict=True)

@@ -29,6 +29,7 @@ from api_key_manager.storage.log_reading import (
     origins,
     state_of,
 )
+from api_key_manager.storage.log_rows import state_from, whole
 
 __all__ = ["SqlLog", "begin", "glance", "publish", "view"]
 
@@ -70,7 +71,11 @@ _ADVANCE = Statement(
 )  # fmt: skip
 _INSERT_STATE = Statement(audit_origins.insert(), tail=" ON CONFLICT DO NOTHING RETURNING origin")
 _INSERT_BATCH = Statement(audit_batches.insert())
-_INSERT_NODES = Statement(audit_nodes.insert())
+_INSERT_NODES = Statement(
+    audit_nodes.insert(),
+    # What an editor put there beforehand must not stop the log.
+    tail=" ON CONFLICT (origin, level, position) DO UPDATE SET hash = excluded.hash",
+)
 _RAISE_HEAD = Statement(
     audit_head.update()
     .where(audit_head.c.written < bindparam("b_least"))
@@ -120,15 +125,15 @@ def view(after: int | None, limit: int) -> Script[LogView]:
         limit: how many.
     """
     heads = yield _HEAD()
-    written, legacy_to = heads[0] if heads else (-1, 0)
+    written, legacy_to = map(whole, heads[0]) if heads else (-1, 0)
     states = yield _STATE()
     if not states:
         return LogView(None, 0, None, written, legacy_to, [])
-    state = LogState(*states[0])
+    state = state_from(states[0])
     ends = yield _END(b_origin=state.origin)
     end, note = ends[0] if ends else (0, None)
     rows = yield _UNSEALED(b_after=state.row_id if after is None else after, b_limit=limit)
-    return LogView(state, end, note, written, legacy_to, rows)
+    return LogView(state, whole(end), note, written, legacy_to, rows)
 
 
 def begin(
@@ -181,12 +186,12 @@ def oldest(origin: int, first: int, before: int, limit: int) -> Script[tuple[int
         origin: which log.
         first: the first leaf that is looked at.
         before: the instant.
-        limit: how many batches at most.
+        limit: how many leaves, up to the end of a batch.
     """
     rows = yield _OLDEST(b_origin=origin, b_first=first, b_limit=limit)
     end: tuple[int, int] | None = None
     for start, length, last_id, sealed_at in rows:
-        if sealed_at >= before:
+        if sealed_at >= before or start - first >= limit:
             break
         end = (start + length, last_id)
     return end

@@ -16,12 +16,13 @@ from api_key_manager.connections.tables import (
 )
 from api_key_manager.core.sealed import LogBatch, LogState, LogStretch
 from api_key_manager.storage.events import MOST_LEAVES
+from api_key_manager.storage.log_rows import batch_from, state_from, whole
 
 __all__ = [
     "batch_of",
     "event_of",
     "hashes_of",
-    "nodes_of",
+    "nodes_beyond",
     "note_at",
     "notes_after",
     "origins",
@@ -81,9 +82,6 @@ _NODES = Statement(
     )
     .order_by(audit_nodes.c.position)
 )
-_LEVELS = Statement(
-    select(audit_nodes.c.level).where(audit_nodes.c.origin == bindparam("b_origin")).distinct()
-)
 # A batch is never longer than what is sealed at once, so this looks at no more than it needs.
 _HASHES = Statement(
     select(_b.first, _b.count, _b.hashes)
@@ -124,13 +122,13 @@ def note_at(origin: int, size: int) -> Script[str | None]:
 def origins() -> Script[list[int]]:
     """The numbers of all logs of this database."""
     rows = yield _ORIGINS()
-    return [row[0] for row in rows]
+    return [whole(row[0]) for row in rows]
 
 
 def state_of(origin: int) -> Script[LogState | None]:
     """How far one log has come."""
     rows = yield _STATE_OF(b_origin=origin)
-    return LogState(*rows[0]) if rows else None
+    return state_from(rows[0]) if rows else None
 
 
 def stretch(origin: int, first: int, after: int, limit: int) -> Script[LogStretch]:
@@ -144,7 +142,7 @@ def stretch(origin: int, first: int, after: int, limit: int) -> Script[LogStretc
     """
     state = yield from state_of(origin)
     rows = yield _BATCHES(b_origin=origin, b_first=first, b_limit=limit)
-    batches = [LogBatch(*row) for row in rows]
+    batches = [batch_from(row) for row in rows]
     events: Rows = []
     if batches:
         last = max(batch.last_id for batch in batches)
@@ -152,13 +150,26 @@ def stretch(origin: int, first: int, after: int, limit: int) -> Script[LogStretc
     return LogStretch(state, batches, events, len(batches) < limit)
 
 
-def nodes_of(origin: int) -> Script[dict[tuple[int, int], bytes]]:
-    """Every hash of a subtree that is kept of a log, by level and position."""
-    found: dict[tuple[int, int], bytes] = {}
-    for (level,) in (yield _LEVELS(b_origin=origin)):
-        rows = yield _NODES(b_origin=origin, b_level=level, b_first=-_LAST_ID, b_end=_LAST_ID)
-        found.update({(row[0], row[1]): row[2] for row in rows})
-    return found
+def nodes_beyond(
+    origin: int, levels: Sequence[int], limit: int
+) -> Script[tuple[LogState | None, list[tuple[int, int]]]]:
+    """Level and position of subtrees' hashes that a log of this size cannot have, and its state.
+
+    Args:
+        origin: which log.
+        levels: of which subtrees are kept.
+        limit: how many at most.
+    """
+    state = yield from state_of(origin)
+    size, c = state.size if state is not None else 0, audit_nodes.c
+    beyond = [and_(c.level == level, c.position >= size >> level) for level in levels]
+    rows = yield Statement(
+        select(c.level, c.position)
+        .where(c.origin == origin, or_(c.level.not_in(levels), c.position < 0, *beyond))
+        .order_by(c.level, c.position)
+        .limit(limit)
+    )()
+    return state, [(whole(row[0]), whole(row[1])) for row in rows]
 
 
 def hashes_of(
@@ -189,7 +200,7 @@ def hashes_of(
 def batch_of(origin: int, index: int) -> Script[LogBatch | None]:
     """The batch that holds a leaf."""
     rows = yield _HOLDS(b_origin=origin, b_index=index)
-    batch = LogBatch(*rows[0]) if rows else None
+    batch = batch_from(rows[0]) if rows else None
     return batch if batch is not None and index < batch.first + batch.length else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -17,9 +18,11 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal,
     or_,
     select,
     text,
+    union_all,
 )
 
 from api_key_manager.connections import Many, Rows, Script, Statement
@@ -54,6 +57,8 @@ from api_key_manager.storage.rows import (
 
 WAKE_CHANNEL: Final = "akm_changes"
 
+_log = logging.getLogger(__name__)
+
 _KEY: BindParameter[str] = bindparam("b_key_id")
 _KEY_WIDTH = len(KEY_COLUMNS)
 _MOST_IDS: Final = 256
@@ -65,8 +70,16 @@ def _or_update(table: Table) -> str:
     return f" ON CONFLICT ({', '.join(c.name for c in table.primary_key)}) DO UPDATE SET {columns}"
 
 
+# The literal lets the partial index answer: one look at its end.
+_LOGGED = (
+    select(audit_events.c.revision)
+    .where(audit_events.c.key_id == keys.c.key_id, text("audit_events.revision IS NOT NULL"))
+    .order_by(audit_events.c.revision.desc())
+    .limit(1)
+    .scalar_subquery()
+)
 _RECORDS = (
-    select(*KEY_COLUMNS, *VERSION_COLUMNS)
+    select(*KEY_COLUMNS, _LOGGED, *VERSION_COLUMNS)
     .outerjoin_from(keys, key_uses, key_uses.c.key_id == keys.c.key_id)
     .outerjoin(
         key_versions,
@@ -136,14 +149,24 @@ def _load_some(count: int) -> tuple[Statement, tuple[str, ...]]:
 
 @lru_cache(maxsize=16)
 def _revisions_of_some(count: int) -> tuple[Statement, tuple[str, ...]]:
-    """The revisions of many keys, tombstones too, and the names of the parameters."""
+    """The revisions of many keys, tombstones too, then those that the log knows of them; and the
+    names of the parameters."""
     names, some = _any_of(count)
-    return Statement(select(keys.c.key_id, keys.c.revision).where(some)), names
+    _, logged = _any_of(count, audit_events)
+    revision = audit_events.c.revision
+    # The literal lets the partial index answer.
+    newest = (
+        select(audit_events.c.key_id, func.max(revision), literal(1))
+        .where(logged, text("audit_events.revision IS NOT NULL"))
+        .group_by(audit_events.c.key_id)
+    )
+    stored = select(keys.c.key_id, keys.c.revision, literal(0)).where(some)
+    return Statement(union_all(stored, newest)), names
 
 
-def _any_of(count: int) -> tuple[tuple[str, ...], ColumnElement[bool]]:
+def _any_of(count: int, table: Table = keys) -> tuple[tuple[str, ...], ColumnElement[bool]]:
     names = tuple(f"b_key_{i}" for i in range(count))
-    return names, keys.c.key_id.in_([bindparam(name) for name in names])
+    return names, table.c.key_id.in_([bindparam(name) for name in names])
 
 
 def _by_id(
@@ -179,9 +202,20 @@ def load_many(key_ids: Sequence[str]) -> Script[list[ApiKey | None]]:
 def _record(rows: Rows) -> ApiKey | None:
     if not rows:
         return None
-    versions = tuple(version_from(r[_KEY_WIDTH:]) for r in rows if r[_KEY_WIDTH] is not None)
+    versions = tuple(
+        version_from(r[_KEY_WIDTH + 1 :]) for r in rows if r[_KEY_WIDTH + 1] is not None
+    )
     record = key_from(rows[0][:_KEY_WIDTH], versions)
+    logged = rows[0][_KEY_WIDTH]
+    if logged is not None and _is_older(record.revision, logged):
+        record = replace(record, mac=b"")  # so that nobody believes it
     return None if record.deleted_at is not None else record
+
+
+def _is_older(revision: object, logged: int) -> bool:
+    """Whether a row is of before the last change that the log knows of. An edited one may hold
+    anything: the MAC refuses it."""
+    return isinstance(revision, int) and revision < logged
 
 
 def apply(
@@ -196,7 +230,8 @@ def apply(
     _refuse_retired(wanted, least_pepper)
     key_ids = list(dict.fromkeys(change.record.key_id for change in wanted))
     rows = yield from _by_id(_revisions_of_some, key_ids)
-    stored: dict[str, int] = {row[0]: row[1] for row in rows}
+    stored: dict[str, int] = {row[0]: row[1] for row in rows if not row[2]}
+    _refuse_rolled_back(wanted, stored, {row[0]: row[1] for row in rows if row[2]})
     done = _decide(wanted, stored, last - len(wanted) + 1, seal)
     yield from _put(wanted, done, stored, stamp)
     yield _NOTIFY()
@@ -214,6 +249,23 @@ def _refuse_retired(wanted: Sequence[Change], least_pepper: int) -> None:
                     f"pepper {version.pepper} was retired, and this process does not know the"
                     " newest one yet: try again in a few seconds"
                 )
+
+
+def _refuse_rolled_back(
+    wanted: Sequence[Change], stored: Mapping[str, int], logged: Mapping[str, int]
+) -> None:
+    """A record that somebody put back to an earlier state of itself, or took away, must not get a
+    new seal: nothing would show any more that it lost what came after."""
+    for change in wanted:
+        record = change.record
+        found = stored.get(record.key_id)
+        if found is None and record.key_id in logged:
+            raise KeyExistsError("key_id: this id is taken")
+        older = found is not None and found < logged.get(record.key_id, found)
+        if older and not record.revoked and record.deleted_at is None:
+            told = f"the stored record of key {record.key_id} was rolled back"
+            _log.error("%s", told)
+            raise ConflictError(f"{told}: it can only be deleted")
 
 
 def keep_answer(receipt: Receipt) -> Script[None]:

@@ -28,7 +28,7 @@ from api_key_manager.vault_integration.errors import (
 )
 from api_key_manager.vault_integration.vault_client import VaultClient
 
-__all__ = ["FOLDER", "VaultSecrets"]
+__all__ = ["FOLDER", "VaultSecrets", "refers"]
 
 _log = logging.getLogger(__name__)
 FOLDER: Final = "api-keys"
@@ -80,7 +80,7 @@ class VaultSecrets:
 
     def drop(self, name: str, version: int, sealed: bytes | None = None) -> None:
         self._box.drop(name, version, sealed)
-        if sealed is None or _refers(sealed):
+        if sealed is None or refers(sealed):
             self._later(self._erase(name, version, sealed))
 
     async def fetch(self, records: Sequence[ApiKey]) -> None:
@@ -91,7 +91,7 @@ class VaultSecrets:
             for record in records
             if record.kind == "signed"
             for version in record.versions
-            if _refers(version.sealed)
+            if refers(version.sealed)
         }
         missing = [path for path in wanted if self._known.get(path, now) is None]
         flights = []
@@ -109,7 +109,7 @@ class VaultSecrets:
     def lasts_until(self, record: ApiKey) -> float:
         until = self._box.lasts_until(record)
         for version in record.versions:
-            if record.kind == "signed" and _refers(version.sealed):
+            if record.kind == "signed" and refers(version.sealed):
                 path = _path(record.key_id, version.version, version.sealed)
                 found = self._known.get(path, boot_clock())
                 until = min(until, 0.0 if found is None else found[1])
@@ -173,7 +173,7 @@ class VaultSecrets:
     # What the record holds, and everything else
 
     def open(self, purpose: str, name: str, version: int, sealed: bytes) -> bytes:
-        if purpose != "secret" or not _refers(sealed):
+        if purpose != "secret" or not refers(sealed):
             return self._box.open(purpose, name, version, sealed)
         found = self._known.get(_path(name, version, sealed), boot_clock())
         if found is None:
@@ -183,7 +183,7 @@ class VaultSecrets:
         return found[0]
 
     def knows(self, version: KeyVersion) -> bool:
-        return _refers(version.sealed) or self._box.knows(version)
+        return refers(version.sealed) or self._box.knows(version)
 
     def seal(self, purpose: str, name: str, version: int, plaintext: bytes) -> bytes:
         return self._box.seal(purpose, name, version, plaintext)
@@ -210,7 +210,8 @@ class VaultSecrets:
         return self._box.record_mac(record)
 
 
-def _refers(sealed: object) -> bool:
+def refers(sealed: object) -> bool:
+    """Whether what is stored of a secret only says where it is kept."""
     return isinstance(sealed, bytes) and sealed[:1] == bytes([_REFERENCE])
 
 

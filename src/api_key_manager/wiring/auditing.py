@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from api_key_manager.audit.checkpoint import Verifier, read_text
 from api_key_manager.audit.leaf import read_leaf
-from api_key_manager.audit.merkle import consistency, inclusion
+from api_key_manager.audit.merkle import KEPT_LEVELS, consistency, inclusion
 from api_key_manager.audit.proof import consistency_proof, inclusion_proof, needed
 from api_key_manager.audit.sealing import Notary
 from api_key_manager.audit.sink import notes_in
 from api_key_manager.audit.verify import Finding, LogCheck
 from api_key_manager.core.exceptions import ConfigurationError, KeyNotFoundError, ValidationError
-from api_key_manager.core.sealed import LogBatch, LogState
+from api_key_manager.core.sealed import LogBatch, LogState, LogStretch
 from api_key_manager.storage import log
 from api_key_manager.storage import log_reading as scripts
 from api_key_manager.storage.log import SqlLog
@@ -29,6 +29,8 @@ __all__ = ["Log", "Proved", "log_of", "notes_of", "notes_outside"]
 _BATCHES: Final = 64
 _EVENTS: Final = 10_000
 _ALL: Final = 2**63 - 1
+_LEVELS: Final = range(KEPT_LEVELS, 64, KEPT_LEVELS)
+_STRANGE: Final = 1000
 
 
 class Proved(NamedTuple):
@@ -157,7 +159,9 @@ class Log:
             origin = state.origin
         if size is None:
             found = await self._driver.read(scripts.state_of, origin)
-            size = 0 if found is None else found.size
+            if found is None:
+                raise KeyNotFoundError("log: there is no such log")
+            size = found.size
         known = await self._driver.read(scripts.note_at, origin, size)
         if known is None:
             raise KeyNotFoundError(f"size: there is no checkpoint of {size} leaves")
@@ -194,8 +198,7 @@ class Log:
             total += 0 if state is None else state.size
         done, last_id = 0, -_ALL
         for origin in there:
-            nodes = await self._driver.read_aside(scripts.nodes_of, origin)
-            check = LogCheck(self._notary, origin, nodes, outside.get(origin, {}))
+            check = LogCheck(self._notary, origin, outside.get(origin, {}))
             async for found in self._check(check, origin, last_id, first_log):
                 if found is None:
                     progress(done + check.size, total)
@@ -229,22 +232,56 @@ class Log:
         """Findings, and ``None`` after each stretch."""
         start = await self._driver.read(scripts.batch_of, origin, 0)
         # A log that was started anew may hold again what an older one holds.
-        first, seen = 0, after if start is None else min(after, start.last_id)
+        first, seen = -_ALL, after if start is None else min(after, start.last_id)
         if start is not None and first_log == origin > 1:
             seen = start.last_id  # what comes before it is not asked about
-        while True:
-            stretch = await self._driver.read_aside(scripts.stretch, origin, first, seen, _BATCHES)
-            state, batches = stretch.state, stretch.batches
-            check.legacy_to = state.legacy_to if state is not None else 0
-            kept = state.kept_from if state is not None and self._notary.knows(state) else 0
-            for found in await asyncio.to_thread(_listed, check, batches, stretch.events, kept):
-                yield found
-            yield None
-            if stretch.whole:
-                break
-            first, seen = batches[-1].first + 1, check.last_id
-        for found in check.end(state):
+
+        def read(first: int, seen: int) -> asyncio.Task[LogStretch]:
+            some = self._driver.read_aside(scripts.stretch, origin, first, seen, _BATCHES)
+            return asyncio.create_task(some)
+
+        reading = read(first, seen)
+        try:
+            while True:
+                stretch = await reading
+                state, batches = stretch.state, stretch.batches
+                check.legacy_to = state.legacy_to if state is not None else 0
+                kept = state.kept_from if state is not None and self._notary.knows(state) else 0
+                # Never before the batches: the log may grow meanwhile.
+                nodes = await self._nodes(origin, batches)
+                # Or their order was spoiled.
+                last = stretch.whole or batches[-1].first < first
+                if not last:
+                    # The database looks for what comes next while this is checked.
+                    first = batches[-1].first + 1
+                    seen = max([check.last_id, *(batch.last_id for batch in batches)])
+                    reading = read(first, seen)
+                for found in await asyncio.to_thread(_listed, check, stretch, nodes, kept):
+                    yield found
+                yield None
+                if last:
+                    break
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        # Since then it may have grown.
+        later, strange = await self._driver.read_aside(
+            scripts.nodes_beyond, origin, _LEVELS, _STRANGE
+        )
+        sure = later is not None and self._notary.knows(later)
+        for found in check.end(state, strange if sure else []):
             yield found
+
+    async def _nodes(
+        self, origin: int, batches: Sequence[LogBatch]
+    ) -> dict[tuple[int, int], bytes]:
+        """The kept hashes of subtrees that end in some batches."""
+        if not batches:
+            return {}
+        first, end = batches[0].first, batches[-1].first + batches[-1].length
+        spans = [(level, first >> level, end >> level) for level in _LEVELS]
+        wanted = [span for span in spans if span[1] < span[2]]
+        return await self._driver.read_aside(scripts.hashes_of, origin, wanted)
 
     async def _waiting(self, check: LogCheck) -> AsyncIterator[Finding]:
         after, whole = check.last_id, False
@@ -263,9 +300,9 @@ class Log:
 
 
 def _listed(
-    check: LogCheck, batches: list[LogBatch], events: list[tuple[Any, ...]], kept: int
+    check: LogCheck, stretch: LogStretch, nodes: dict[tuple[int, int], bytes], kept: int
 ) -> list[Finding]:
-    return list(check.check(batches, events, kept))
+    return list(check.check(stretch.batches, stretch.events, nodes, kept))
 
 
 def _brief(note: str) -> str:

@@ -21,6 +21,7 @@ from api_key_manager.storage.schema import HEAD, KNOWN, current
 from api_key_manager.wiring.deployment import Deployment, open_deployment
 from api_key_manager.wiring.findings import Finding, keyring_findings
 from api_key_manager.wiring.limits import unshared_between_nodes
+from api_key_manager.wiring.marking import marks_fit
 from api_key_manager.wiring.places import database_path
 from api_key_manager.wiring.token_care import tokens_to_look_at
 from api_key_manager.wiring.vault import vault_problems
@@ -132,6 +133,7 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
     manager = deployment.manager
     broken: list[str] = []
     static: list[str] = []
+    hidden: list[str] = []
     count = 0
     store = manager.store
     last = ""
@@ -148,6 +150,8 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
                 static.append(record.key_id)
             try:
                 open_record(record, manager.box)
+                if not marks_fit(record, manager.box):
+                    hidden.append(record.key_id)
             except EncryptionError:
                 broken.append(record.key_id)
         last = page[-1].key_id
@@ -157,6 +161,9 @@ async def _records(deployment: Deployment) -> AsyncIterator[Finding]:
         )
     else:
         yield Finding("ok", "records", f"all {count} fit their MACs and open")
+    if hidden:
+        words = f"the marks of {len(hidden)} were edited, by which a leaked secret is found"
+        yield Finding("error", "records", f"{words}: {_some(hidden)}")
     if static:
         yield Finding(
             "warning", "static signatures",
