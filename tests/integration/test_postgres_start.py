@@ -281,8 +281,8 @@ async def test_tls_and_password(secure, tmp_path):
 
 
 def test_commands(empty):
-    """`akm db upgrade`, `keys`, `audit`, `doctor` work on PostgreSQL as on a file; what is
-    so does `db backup`."""
+    """`akm db upgrade`, `keys`, `audit`, `doctor` work on PostgreSQL as on a file, and so
+    does `db backup`."""
     done = empty.akm("keys", "list")
     assert done.returncode == 2
     assert "is empty: `akm serve` or `akm db upgrade` makes it ready" in done.stderr
