@@ -93,7 +93,7 @@ async def test_verify_by_command_line(place, tmp_path):
     assert done.returncode == 1
     told = json.loads(done.stdout)
     assert told["findings"] == [
-        {"message": "the event was edited", "origin": 1, "leaf": 5, "row_id": 5}
+        {"message": "the event was edited", "origin": 1, "leaf": 5, "row_id": 5, "noted": False}
     ]
     empty = tmp_path / "empty"
     empty.write_text("nothing")

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -185,6 +186,20 @@ async def test_flag_reports_once_and_revokes_no_key(tmp_path, github):
         new = await akm.manager.rotate_key("s", 3600)
         await akm.report(new["secret"])
         assert (await akm.events("s")).count("key_leaked") == 2
+
+
+@pytest.mark.parametrize("policy", ["flag", "revoke"])
+async def test_when_it_leaked_is_shown(tmp_path, github, policy):
+    """The version that was reported says since when, and no other one; also once it has ended."""
+    async with world(Place(tmp_path), github, ON_LEAK=policy) as akm:
+        old = await akm.manager.create_key("s")
+        await akm.manager.rotate_key("s", 3600)
+        assert [v["leaked_at"] for v in await akm.manager.key_versions("s")] == [None, None]
+        await akm.report(old["secret"])
+        await akm.manager.rotate_key("s")
+        told = [v["leaked_at"] for v in await akm.manager.key_versions("s")]
+        assert told[:2] == [None, None]
+        assert datetime.fromisoformat(told[2]) <= datetime.now(UTC)
 
 
 @pytest.mark.parametrize("kind", ["signed", "bearer"])

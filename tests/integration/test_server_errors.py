@@ -395,9 +395,12 @@ async def test_kept_answers_are_sealed_and_lapse(stored: Api, monkeypatch: pytes
     now = stored.deployment.manager.clock()
     assert 590 < receipt.expires_at / 1e6 - now <= 600
     box = stored.deployment.manager.box
-    assert box.open("idempotency", "first-admin\nkey-1", 0, receipt.answer) == answer.content
-    with pytest.raises(EncryptionError):
-        box.open("idempotency", "other\nkey-1", 0, receipt.answer)
+    request = receipt.fingerprint.hex()
+    own = f"first-admin\nkey-1\n{request}"
+    assert box.open("idempotency", own, 0, receipt.answer) == answer.content
+    for other in (f"other\nkey-1\n{request}", f"first-admin\nkey-1\n{bytes(32).hex()}"):
+        with pytest.raises(EncryptionError):
+            box.open("idempotency", other, 0, receipt.answer)
 
 
 async def test_a_stalled_request_leaves_its_successor_alone(

@@ -432,7 +432,7 @@ async def test_a_stop_while_a_worker_is_awaited(tmp_path: Path):
         )
         begun = time.monotonic()
         assert await asyncio.to_thread(served.server.stop) == 0
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < 3
 
 
 def test_first_start(tmp_path: Path):

@@ -76,7 +76,8 @@ async def held(deployment: Deployment) -> Any:
     await deployment.supervisor.stop()
     assert deployment.follower is not None
     await deployment.follower.catch_up()
-    deployment.follower._bound = 60  # however slow the machine is
+    # However slow the machine is.
+    deployment.follower._bound = deployment.manager.records.cache.bound = 60
     await deployment.follower.catch_up()
     return deployment.follower
 

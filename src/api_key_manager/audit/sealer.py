@@ -26,7 +26,7 @@ __all__ = ["LogTables", "Sealer"]
 _log = logging.getLogger(__name__)
 
 _BATCH: Final = 512
-_PAUSE_SECONDS: Final = 0.2
+_PAUSE_SECONDS: Final = 0.5
 _YIELD_SECONDS: Final = 1.0
 _BREATH_SECONDS: Final = 0.001
 _LATE_SECONDS: Final = 0.003

@@ -255,10 +255,10 @@ def versions(key_id: KeyId, url: Url = None, json: Json = False) -> None:
         return
     rows = [
         [item["version"], short_time(item["created_at"]), short_time(item["ends_at"]),
-         item["ended"]]
+         item["ended"], short_time(item["leaked_at"])]
         for item in found
     ]  # fmt: skip
-    table(("version", "created_at", "ends_at", "ended"), rows, nothing="No versions.")
+    table(("version", "created_at", "ends_at", "ended", "leaked_at"), rows, nothing="No versions.")
 
 
 @app.command("update")

@@ -17,7 +17,9 @@ app = typer.Typer(no_args_is_help=True, help="Webhooks: tell other servers what 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The webhook's id.")]
 Types = Annotated[
     list[str] | None,
-    typer.Option("--type", help="An event as key.revoked, or * for all; repeatable."),
+    typer.Option(
+        "--type", metavar="TYPE", help="An event as key.revoked, or * for all; repeatable."
+    ),
 ]
 _SHOWN = ("id", "url", "types", "environment", "description", "disabled", "disabled_reason",
           "previous_secret_until")  # fmt: skip
@@ -47,12 +49,16 @@ def _show_delivery(answer: dict[str, Any], json: bool) -> None:
 
 @app.command("create")
 def create(
-    target: Annotated[str, typer.Argument(metavar="URL", help="Where events are sent to.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The URL that events are sent to.")
+    ],
     types: Types = None,
     environment: Annotated[
         str | None, typer.Option("--environment", metavar="NAME", help="Only of keys in it.")
     ] = None,
-    description: Annotated[str | None, typer.Option("--description", help="What for.")] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", metavar="TEXT", help="What for.")
+    ] = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
@@ -92,7 +98,9 @@ def update(
         str | None, typer.Option("--target", metavar="URL", help="Where events are sent to.")
     ] = None,
     types: Types = None,
-    description: Annotated[str | None, typer.Option("--description", help="What for.")] = None,
+    description: Annotated[
+        str | None, typer.Option("--description", metavar="TEXT", help="What for.")
+    ] = None,
     disabled: Annotated[
         bool | None, typer.Option("--disable/--enable", help="Stop sending, or send again.")
     ] = None,
@@ -141,7 +149,9 @@ def send_test(webhook_id: Id, url: Url = None, json: Json = False) -> None:
 @app.command("deliveries")
 def deliveries(
     webhook_id: Id,
-    state: Annotated[str | None, typer.Option("--state", help="pending, done or dead.")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="STATE", help="pending, done or dead.")
+    ] = None,
     url: Url = None,
     json: Json = False,
 ) -> None:

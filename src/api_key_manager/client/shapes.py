@@ -177,6 +177,7 @@ class KeyVersion(TypedDict):
     created_at: str
     ends_at: str | None
     ended: bool
+    leaked_at: str | None
 
 
 class BulkRevocation(TypedDict):

@@ -104,6 +104,7 @@ class KeyVersion:
             "created_at": rfc3339(self.created_at),
             "ends_at": _maybe(self.ends_at),
             "ended": self.ended,
+            "leaked_at": _maybe(self.leaked_at),
         }
 
 

@@ -126,7 +126,12 @@ EXAMPLES: Final[dict[str, Any]] = {
     "CreatedKey": {**_KEY, "secret": "akm_secret_..."},
     "KeyPage": {"items": [_KEY], "next_cursor": None},
     "VersionPage": {
-        "items": [{"version": 1, "created_at": _AT, "ends_at": None, "ended": False}],
+        "items": [
+            {
+                "version": 1, "created_at": _AT, "ends_at": None, "ended": False,
+                "leaked_at": None,
+            }
+        ],
         "next_cursor": None,
     },
     "BulkRevocation": {"dry_run": True, "matched": 1, "revoked": 0, "key_ids": ["client-123"]},

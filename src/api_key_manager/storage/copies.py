@@ -54,6 +54,8 @@ TABLES: Final = tuple(table for table in EVERY_TABLE if table.name not in _NOT_C
 used nonces and kept answers are of requests around it, and the change feed is of its readers."""
 MANIFEST: Final = "akm_backup"
 _BATCH: Final = 5_000
+_CACHE_KIB: Final = 65_536
+_LATEST: Final = 1 << 53
 _EVENTS: Final = audit_events.name
 
 Rows = list[tuple[Any, ...]]
@@ -206,7 +208,8 @@ class SqliteReader:
             found = self._connection.execute(f"SELECT made_at FROM {MANIFEST}").fetchone()  # noqa: S608
         except sqlite3.Error:
             return None
-        return found[0] if found is not None and isinstance(found[0], int) else None
+        at = found[0] if found is not None else None
+        return at if isinstance(at, int) and 0 <= at < _LATEST else None
 
     def _one(self, sql: str) -> tuple[Any, ...]:
         try:
@@ -236,6 +239,7 @@ class SqliteWriter:
         self._connection = sqlite3.connect(path, isolation_level=None)
         # Should the machine fail, the file is not there under its name: nothing is lost.
         self._connection.execute("PRAGMA synchronous=OFF")
+        self._connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")  # for the indexes
         self._connection.execute("BEGIN IMMEDIATE")
         for table in reversed(metadata.sorted_tables):
             self._connection.execute(f"DELETE FROM {table.name}")  # noqa: S608 - our own name

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from api_key_manager.audit.checkpoint import read_text
+from api_key_manager.audit.sink import notes_in, open_sink
+from api_key_manager.config import Settings
 from api_key_manager.connections.tables import key_versions, keys
 from api_key_manager.core.exceptions import ConfigurationError
 from api_key_manager.core.models import ADMIN_REALM, ApiKey
-from api_key_manager.storage.copies import TableReader
+from api_key_manager.storage import scripts
+from api_key_manager.storage.copies import SqliteReader, TableReader
+from api_key_manager.wiring.staging import Staged
 
-__all__ = ["Closed", "Lost", "events_of", "lost_by_events", "lost_by_records"]
+__all__ = ["Closed", "Lost", "checkpoints_of_sink", "compare"]
 
 Find = Callable[[Sequence[str]], Awaitable[list[ApiKey | None]]]
 """Records of the backup by their ids; ``None`` for one that is unknown or deleted there."""
@@ -100,7 +107,7 @@ def _brief(note: str) -> str:
     return f"{known.origin} with {known.size} leaves"
 
 
-async def lost_by_records(
+async def _lost_by_records(
     reader: TableReader, find: Find, revision: int, now: int
 ) -> tuple[list[Closed], int]:
     """What another state of the same database knows better than a backup.
@@ -148,8 +155,8 @@ def _how(record: ApiKey, then: Mapping[str, Any], ended: set[int], now: int) -> 
     return "disabled" if then["disabled"] and not record.disabled else None
 
 
-async def lost_by_events(events: Sequence[Mapping[str, Any]], find: Find) -> list[Closed]:
-    """What an export of the log knows better than a backup; see :func:`events_of`."""
+async def _lost_by_events(events: Sequence[Mapping[str, Any]], find: Find) -> list[Closed]:
+    """What an export of the log knows better than a backup; see :func:`_events_of`."""
     found: dict[str, str] = {}
     newest: dict[str, int] = {}
     ended: dict[str, set[int]] = {}
@@ -181,7 +188,7 @@ async def lost_by_events(events: Sequence[Mapping[str, Any]], find: Find) -> lis
     return closed
 
 
-def events_of(path: Path) -> list[dict[str, Any]]:
+def _events_of(path: Path) -> list[dict[str, Any]]:
     """The events of keys in an export, as ``akm audit export`` writes it.
 
     Raises:
@@ -209,3 +216,89 @@ def events_of(path: Path) -> list[dict[str, Any]]:
 def _pages(key_ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for at in range(0, len(key_ids), _PAGE):
         yield key_ids[at : at + _PAGE]
+
+
+# Asking
+
+
+async def checkpoints_of_sink(settings: Settings, stage: Staged) -> list[str]:
+    """All that ``AUDIT_SINK`` has, as far as it can say."""
+    where = settings.AUDIT_SINK
+    if not where:
+        return []
+    if "://" not in where:
+        try:
+            return notes_in(await asyncio.to_thread(Path(where).read_text, "utf-8", "replace"))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ConfigurationError(f"{where} cannot be read: {error.strerror}") from None
+    newest = await open_sink(where, stage.keys.notary.read).newest()
+    return [] if newest is None else [newest]
+
+
+async def compare(
+    stage: Staged, notes: list[str], sink: list[str], *, against: str | None, audit: Path | None
+) -> Lost:
+    """What is known outside of a backup.
+
+    Args:
+        stage: the backup.
+        notes: checkpoints that were kept elsewhere.
+        sink: those of them that ``AUDIT_SINK`` has.
+        against: the URL of the old database.
+        audit: an export of its log.
+
+    Raises:
+        ConfigurationError: one of them cannot be read, or is of another database.
+        StorageError: the old database cannot be read.
+    """
+    read = stage.keys.notary.read
+    view = await stage.tables.view(None, 0)
+    here = (0, 0) if view.state is None else (view.state.origin, view.state.size)
+    lost = Lost(here)
+    known = [(place, note) for note in notes if (place := read(note)) is not None]
+    lost.newest = max(known, default=None)
+    ahead = lost.newest is not None and lost.newest[0] > here
+    if not ahead and any(read(note) == here for note in sink):
+        lost.nothing = "it ends with the newest checkpoint of AUDIT_SINK"
+
+    async def find(key_ids: Sequence[str]) -> list[ApiKey | None]:
+        return await stage.driver.read_aside(scripts.load_many, key_ids)
+
+    if audit is not None:
+        lost.closed = await _lost_by_events(await asyncio.to_thread(_events_of, audit), find)
+        lost.told = f"by {audit}"
+    if against is not None:
+        now = time.time_ns() // 1000
+        async with _against(against) as (reader, origin, revision):
+            if origin != stage.keys.origin:
+                raise ConfigurationError("--against: it is another database than the backup's")
+            by_records, lost.others = await _lost_by_records(reader, find, stage.revision, now)
+        lost.told = "by the old database"
+        lost.nothing = None
+        if revision == stage.revision and not ahead:
+            lost.nothing = "no key was changed after the backup, as the old database has it"
+        there = {closed.key_id for closed in by_records}
+        lost.closed = by_records + [each for each in lost.closed if each.key_id not in there]
+    if lost.closed:
+        lost.nothing = None
+    return lost
+
+
+@asynccontextmanager
+async def _against(url: str) -> AsyncIterator[tuple[TableReader, str, int]]:
+    """The old database, with its origin and revision."""
+    if "://" in url and not url.startswith(("postgresql://", "sqlite:///")):
+        raise ConfigurationError("--against: sqlite:///path/to/file.db or postgresql://… is taken")
+    if url.startswith("postgresql://"):
+        from api_key_manager.storage.postgres_copies import read_postgres
+
+        async with read_postgres(url) as postgres:
+            yield postgres, *await postgres.revision()
+        return
+    reader = SqliteReader(Path(url.removeprefix("sqlite:///")), alone=False)
+    try:
+        yield reader, *reader.revision()
+    finally:
+        reader.close()
