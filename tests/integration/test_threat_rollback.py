@@ -93,6 +93,18 @@ async def test_no_change_launders_it(place):
             assert not await manager.verify(**signed(manager, key))
 
 
+async def test_no_revision_at_all(tmp_path):
+    """A row whose revision is no number is refused, and can be deleted as any that was edited."""
+    place = Place(tmp_path)  # PostgreSQL takes no text there
+    async with place.open(background=False) as deployment:
+        manager = deployment.manager
+        key = await manager.create_key("k")
+        place.sql("UPDATE keys SET revision = 'x'")
+        assert (await manager.verify(**signed(manager, key))).reason is Reason.UNAVAILABLE
+        assert await manager.delete_key("k")
+        assert (await manager.verify(**signed(manager, key))).reason is Reason.NOT_FOUND
+
+
 async def test_sweeper_goes_on(place):
     """One rolled-back record with an end does not keep the ends of others from being written."""
     async with place.open(background=False) as deployment:

@@ -261,7 +261,7 @@ def _refuse_rolled_back(
         found = stored.get(record.key_id)
         if found is None and record.key_id in logged:
             raise KeyExistsError("key_id: this id is taken")
-        older = found is not None and found < logged.get(record.key_id, found)
+        older = _is_older(found, logged.get(record.key_id, 0))
         if older and not record.revoked and record.deleted_at is None:
             told = f"the stored record of key {record.key_id} was rolled back"
             _log.error("%s", told)
