@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -386,3 +387,13 @@ async def test_batch_before_the_first_is_found(place):
         " note, mac, leaves FROM audit_batches WHERE first = 1"
     )
     assert any("another leaf -5" in found.message for found in await verified(place))
+
+
+async def test_two_who_seal_at_once(either_place):
+    """In one process, too: neither takes what the other one adds for a loss."""
+    async with either_place.open(background=False) as deployment:
+        for _ in range(3):
+            await deployment.manager.create_key()
+            await asyncio.gather(*(deployment.sealer.seal() for _ in range(8)))
+        assert deployment.sealer.problems() == []
+        assert deployment.sealer.state.origin == 1

@@ -325,7 +325,8 @@ async def test_a_late_sender_changes_nothing(world):
     hook = await world.hook()
     await world.manager.create_key("k")
     driver = world.outbox._driver
-    await driver.write(scripts.dispatch, sending_wanted(), 1)
+    macs = world.outbox._macs
+    await driver.write(scripts.dispatch, sending_wanted(), macs.fits, world.outbox.vouch, 1)
     (first,) = await driver.write(scripts.claim, {hook["id"]: 5}, 10, 20)
     assert await driver.write(scripts.claim, {hook["id"]: 5}, 15, 30) == []
     (second,) = await driver.write(scripts.claim, {hook["id"]: 5}, 25, 40)

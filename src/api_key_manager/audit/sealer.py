@@ -95,6 +95,7 @@ class Sealer:
         self._outside: str | None = None
         self._why: str | None = None
         self._written = 0
+        self._turn = asyncio.Lock()
         self._problem: str | None = None
 
     def problems(self) -> list[str]:
@@ -162,6 +163,11 @@ class Sealer:
         Raises:
             StorageError: the database cannot be used.
         """
+        # What was seen before somebody else here sealed would look like a log that lost leaves.
+        async with self._turn:
+            return await self._seal()
+
+    async def _seal(self) -> bool:
         glance = await self._tables.glance()
         if glance == self._seen:
             return True

@@ -348,6 +348,8 @@ webhook_deliveries = Table(
     Column("status", Integer),
     Column("outcome", String(32)),
     Column("finished_at", BigInteger),
+    # Over what it says to whom: it is sent with our signature.
+    Column("mac", LargeBinary, nullable=False),
     UniqueConstraint("webhook_id", "event_id", name="uq_deliveries_event"),
     Index("ix_deliveries_webhook", "webhook_id", "id"),
     _index_where("ix_deliveries_due", ("webhook_id", "next_at"), "state = 'pending'"),

@@ -75,6 +75,7 @@ class Delivery(NamedTuple):
     status: int | None = None
     outcome: str | None = None
     finished_at: int | None = None
+    mac: bytes = b""
 
 
 class Logged(NamedTuple):
@@ -93,6 +94,10 @@ class Logged(NamedTuple):
 
 Wants = Callable[[Webhook, Logged], tuple[str, str] | None]
 """The type and body of what a subscriber is sent of an event, if anything."""
+Vouch = Callable[[Delivery], bytes]
+"""The MAC of what a delivery says to whom."""
+Fits = Callable[[Sequence[Any]], bool]
+"""Whether a row of the audit log is as it was written."""
 
 _w, _d, _e = webhooks.c, webhook_deliveries.c, audit_events.c
 _ID = _w.id == bindparam("b_id")
@@ -121,7 +126,7 @@ _ANY_NEW = Statement(
 _NEW = Statement(
     select(
         _e.id, _e.at, _e.action, _e.key_id, _e.actor, _e.reason, _e.detail, _e.environment,
-        keys.c.owner,
+        keys.c.owner, *audit_events.columns,
     )
     .select_from(audit_events.outerjoin(keys, keys.c.key_id == _e.key_id))
     .where(_e.id > bindparam("b_after"), text(NO_VALIDATION))
@@ -307,8 +312,11 @@ def is_behind() -> Script[bool]:
     return bool((yield _ANY_NEW(b_after=after)))
 
 
-def dispatch(wants: Wants, now: int) -> Script[int]:
-    """Make deliveries of the next events; how many events that was, 0 when there are none."""
+def dispatch(wants: Wants, fits: Fits, vouch: Vouch, now: int) -> Script[int]:
+    """Make deliveries of the next events; how many events that was, 0 when there are none.
+
+    Of an event that an editor of the database wrote nobody is told.
+    """
     rows = yield _LOCK_CURSOR()
     if not rows:
         return 0  # another node is at it
@@ -316,29 +324,37 @@ def dispatch(wants: Wants, now: int) -> Script[int]:
     if not live:
         return 0
     after = max(rows[0][0], min(webhook.since for webhook in live))
-    events = [Logged(*row) for row in (yield _NEW(b_after=after))]
-    if not events:
+    found = yield _NEW(b_after=after)
+    if not found:
         return 0
+    width = len(Logged._fields)
+    events = [Logged(*row[:width]) for row in found if fits(row[width:])]
     made = []
     for event in events:
         for webhook in live:
             wanted = None if event.id <= webhook.since else wants(webhook, event)
             if wanted is not None:
-                made.append(_pending(webhook.id, event.id, *wanted, now))
+                made.append(_pending(webhook.id, event.id, *wanted, now, vouch))
     yield Many(_INSERT_DELIVERIES, made)
-    yield _MOVE(b_position=events[-1].id)
-    return len(events)
+    yield _MOVE(b_position=found[-1][0])
+    return len(found)
 
 
-def _pending(webhook_id: str, event_id: int | None, kind: str, body: str, now: int) -> Delivery:
+def _pending(
+    webhook_id: str, event_id: int | None, kind: str, body: str, now: int, vouch: Vouch
+) -> Delivery:
     # Never the same again, not even after a restore: receivers know what they had by it.
     message_id = f"msg_{now:014x}{secrets.token_hex(10)}"
-    return Delivery(message_id, webhook_id, event_id, kind, body, now, 0, now, "pending")
+    made = Delivery(message_id, webhook_id, event_id, kind, body, now, 0, now, "pending")
+    return made._replace(mac=vouch(made))
 
 
-def add_test(webhook_id: str, kind: str, body: str, now: int, until: int) -> Script[Delivery]:
+def add_test(
+    webhook_id: str, kind: str, body: str, now: int, until: int, vouch: Vouch
+) -> Script[Delivery]:
     """A delivery without an event, claimed by whoever asks."""
-    made = _pending(webhook_id, None, kind, body, now)._replace(attempts=1, next_at=until)
+    made = _pending(webhook_id, None, kind, body, now, vouch)
+    made = made._replace(attempts=1, next_at=until)
     yield Many(_INSERT_DELIVERIES, [made])
     return made
 

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from hmac import compare_digest
 from typing import Final
 
+from api_key_manager.audit.leaf import EventMacs
 from api_key_manager.core.exceptions import EncryptionError, StorageError
 from api_key_manager.core.models import MICROSECONDS, AuditEvent, canonical_json
 from api_key_manager.core.ports import SecretBox
-from api_key_manager.core.sealed import Stamp
 from api_key_manager.storage import Driver
 from api_key_manager.storage import webhooks as scripts
 from api_key_manager.storage.webhooks import Delivery, Webhook
@@ -43,7 +44,7 @@ class Outbox:
     Args:
         driver: of the database.
         box: opens the secrets.
-        stamp: vouches for events.
+        macs: vouch for events, and for what is sent of them.
         sender: sends.
         clock: Unix seconds.
 
@@ -53,11 +54,11 @@ class Outbox:
     """
 
     def __init__(
-        self, driver: Driver, box: SecretBox, stamp: Stamp, sender: Sender,
+        self, driver: Driver, box: SecretBox, macs: EventMacs, sender: Sender,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._driver = driver
-        self._stamp = stamp
+        self._macs = macs
         self._box = box
         self._sender = sender
         self._clock = clock
@@ -96,7 +97,9 @@ class Outbox:
             await self._warn()
             made = 0
             if await self._driver.read(scripts.is_behind):
-                made = await self._driver.write(scripts.dispatch, wanted, self._now)
+                made = await self._driver.write(
+                    scripts.dispatch, wanted, self._macs.fits, self.vouch, self._now
+                )
             await self._begin()
         except StorageError as error:
             if self._works:
@@ -117,7 +120,7 @@ class Outbox:
             return
         at, until = self._now, self._now + EXPIRING_SECONDS * MICROSECONDS
         if await self._driver.read_aside(scripts.is_any_expiring, at, until):
-            while await self._driver.write(scripts.warn, at, until, self._stamp):
+            while await self._driver.write(scripts.warn, at, until, self._macs.stamp):
                 pass
         self._warn_due = now + _WARN_SECONDS
 
@@ -173,6 +176,9 @@ class Outbox:
         except EncryptionError:
             _log.error("the webhook %s was edited in the database: nothing is sent", webhook.id)
             return Outcome("unreadable")
+        if not compare_digest(_bytes(delivery.mac), self.vouch(delivery)):
+            _log.error("the delivery %s was edited in the database: it is not sent", delivery.id)
+            return Outcome("unreadable")
         body = delivery.body.encode()
         headers = {
             "user-agent": "api-key-manager-pro",
@@ -182,6 +188,12 @@ class Outbox:
             "webhook-signature": sign(shown, delivery.id, int(now), body),
         }
         return await self._sender.post(webhook.url, headers, body)
+
+    def vouch(self, delivery: Delivery) -> bytes:
+        """The MAC of what a delivery says to whom."""
+        return self._macs.of(
+            "akm-webhook-1", delivery.id, delivery.webhook_id, delivery.type, delivery.body
+        )
 
     async def _disable(self, webhook: Webhook) -> None:
         """The receiver said that it is gone."""
@@ -194,7 +206,7 @@ class Outbox:
             environment=before.environment,
         )  # fmt: skip
         now = before._replace(disabled=True, disabled_reason=GONE, updated_at=self._now)
-        await self._driver.write(scripts.change, now, before, event, self._stamp)
+        await self._driver.write(scripts.change, now, before, event, self._macs.stamp)
 
     async def prune(self) -> None:
         """Forget deliveries that ended long ago."""
@@ -207,3 +219,8 @@ class Outbox:
         """How many deliveries wait, and how many are dead."""
         counted = await self._driver.read_aside(scripts.depth)
         return {"pending": 0, "dead": 0, **counted}
+
+
+def _bytes(value: object) -> bytes:
+    # An editor may have put a value of any type there.
+    return value if isinstance(value, bytes) else b""

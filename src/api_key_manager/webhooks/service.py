@@ -190,7 +190,9 @@ class Webhooks:
         now = self._now
         until = now + round(self._outbox.lease_seconds * MICROSECONDS)
         body = test_body(webhook_id, now)
-        made = await self._driver.write(scripts.add_test, webhook_id, TEST, body, now, until)
+        made = await self._driver.write(
+            scripts.add_test, webhook_id, TEST, body, now, until, self._outbox.vouch
+        )
         return _told(await self._outbox.deliver(webhook, made))
 
     async def deliveries(

@@ -115,10 +115,10 @@ class Deployment:
         self.webhooks: Webhooks | None = None
         if isinstance(backend.store, SqlStore) and backend.notary is not None:
             driver, box, clock = backend.store.driver, manager.box, manager.clock
-            stamp = backend.notary.macs.stamp
+            macs = backend.notary.macs
             sender = Sender(private=settings.WEBHOOK_ALLOW_PRIVATE)
-            self.outbox = Outbox(driver, box, stamp, sender, clock)
-            self.webhooks = Webhooks(driver, box, stamp, sender, self.outbox, clock)
+            self.outbox = Outbox(driver, box, macs, sender, clock)
+            self.webhooks = Webhooks(driver, box, macs.stamp, sender, self.outbox, clock)
         self.exposition = Exposition(
             manager, observing.meter, lambda: not self.problems(), observing.worker, shared,
             self.outbox,

@@ -126,6 +126,7 @@ def _webhooks() -> None:
         sa.Column("status", sa.Integer),
         sa.Column("outcome", sa.String(32)),
         sa.Column("finished_at", sa.BigInteger),
+        sa.Column("mac", sa.LargeBinary, nullable=False),
         sa.UniqueConstraint("webhook_id", "event_id", name="uq_deliveries_event"),
     )
     op.create_index("ix_deliveries_webhook", "webhook_deliveries", ["webhook_id", "id"])
