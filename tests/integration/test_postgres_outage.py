@@ -169,6 +169,8 @@ async def test_cached_answers_end_with_the_bound(shared, trouble, caplog):
         if record.name.startswith("api_key_manager") and record.levelno >= logging.INFO
     )
     assert said["the change feed cannot be read"] == 1
+    # A seal that begins while the database comes back may find it gone once more.
+    assert said.pop("events cannot be sealed", 0) <= 2
     assert max(said.values()) == 1, said
     assert all(record.exc_info is None for record in caplog.records if record.name[:3] == "api")
 
