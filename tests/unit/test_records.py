@@ -209,13 +209,13 @@ async def test_lease(monkeypatch):
     cache.prolong(102.0)
     cache.put(key)
     lease(monkeypatch, 101.999)
-    assert cache.get("decoy") is key
+    assert cache.get("decoy-of-no-body") is key
     lease(monkeypatch, 102.0)
-    assert cache.get("decoy") is None
+    assert cache.get("decoy-of-no-body") is None
     cache.prolong(1000.0)
-    assert cache.get("decoy") is key
+    assert cache.get("decoy-of-no-body") is key
     lease(monkeypatch, 400.0)
-    assert cache.get("decoy") is None
+    assert cache.get("decoy-of-no-body") is None
 
 
 async def test_owned_cache_has_a_time_to_live(monkeypatch):
@@ -225,9 +225,9 @@ async def test_owned_cache_has_a_time_to_live(monkeypatch):
         cache = RecordCache(10, ttl, owned=True)
         lease(monkeypatch, 100.0)
         cache.put(key)
-        assert cache.get("decoy") is found
+        assert cache.get("decoy-of-no-body") is found
         lease(monkeypatch, 105.0)
-        assert cache.get("decoy") is None
+        assert cache.get("decoy-of-no-body") is None
 
 
 async def test_edited_record_is_refused():
@@ -262,7 +262,7 @@ async def test_decoys_cost_a_real_opening():
     manager = KeyManager(box=CountingBox())
     for _ in range(3):
         assert (await manager.verify("nobody", "0" * 64)).reason is Reason.NOT_FOUND
-    assert opened == ["decoy"] * 3
+    assert opened == ["decoy-of-no-body"] * 3
 
 
 @pytest.fixture

@@ -230,10 +230,11 @@ class Records:
         }
 
     def _make_decoy(self, kind: Kind) -> ApiKey:
-        version = seal_record(self._box, "decoy", 1, mint_secret("akm"), kind, 0)
         # About as long as a record usually is, since its MAC takes longer the longer it is.
+        name, at = "decoy-of-no-body", 1_700_000_000_000_000
+        version = seal_record(self._box, name, 1, mint_secret("akm"), kind, at)
         record = ApiKey(
-            "decoy", kind, 1_700_000_000_000_000, 1_700_000_000_000_000, (version,),
+            name, kind, at, at, (version,),
             owner="decoy", metadata_json='{"plan":"basic","region":"eu"}',
             permissions=("documents.read",), revision=100,
         )  # fmt: skip
@@ -388,7 +389,7 @@ class Records:
     def _is_known(self, record: ApiKey | None) -> bool:
         """Whether the keys that its versions are sealed under are at hand; asked of a decoy, too,
         where there is no record: what is done for known ones only shows in the time."""
-        versions = (record or self._decoys["bearer"]).versions
+        versions = (record or self._decoys["signed"]).versions
         known = all(map(self._box.knows, versions))
         return known or record is None
 
