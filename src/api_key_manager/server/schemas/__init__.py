@@ -6,7 +6,7 @@ the core has better words for it, and is asked by library and command line too.
 
 from __future__ import annotations
 
-from api_key_manager.server.schemas.audit import AuditFilters, AuditPage, Proof, ProofFilters
+from api_key_manager.server.schemas.audit import AuditFilters, AuditPage, Event, Proof, ProofFilters
 from api_key_manager.server.schemas.keys import (
     BulkRevocation,
     CreatedKey,
@@ -22,11 +22,13 @@ from api_key_manager.server.schemas.keys import (
     RevokeKeys,
     RotateKey,
     UpdateKey,
+    Version,
     VersionPage,
 )
-from api_key_manager.server.schemas.kinds import ID_SCHEMA, MAX_TOKEN_SECONDS
+from api_key_manager.server.schemas.kinds import ID_SCHEMA, MAX_TOKEN_SECONDS, State
 from api_key_manager.server.schemas.leaks import LeakOutcome, ReportLeak
 from api_key_manager.server.schemas.system import (
+    CacheStats,
     Health,
     NotReady,
     Problem,
@@ -60,6 +62,7 @@ __all__ = [
     "AuditFilters",
     "AuditPage",
     "BulkRevocation",
+    "CacheStats",
     "CreateKey",
     "CreateToken",
     "CreateWebhook",
@@ -67,6 +70,7 @@ __all__ = [
     "CreatedToken",
     "CreatedWebhook",
     "DeliveryFilters",
+    "Event",
     "Health",
     "Key",
     "KeyFilters",
@@ -87,6 +91,7 @@ __all__ = [
     "RevokeKeys",
     "RotateKey",
     "RotateWebhookSecret",
+    "State",
     "Stats",
     "StatsFilters",
     "Token",
@@ -94,6 +99,7 @@ __all__ = [
     "TokenPage",
     "UpdateKey",
     "UpdateWebhook",
+    "Version",
     "VersionPage",
     "Webhook",
     "WebhookDelivery",
