@@ -26,8 +26,6 @@ __all__ = [
     "under_peppers",
 ]
 
-_LEAST_SCHEMA: Final = "0003"
-
 
 class Row(NamedTuple):
     """One row, without the time when it was made."""
@@ -49,14 +47,8 @@ _SEAL = Statement(
     .where(*_PLACE)
     .values(kek=bindparam("b_kek"), seal=bindparam("b_seal"), since=bindparam("b_since"))
 )
-# Whoever changes the keyring holds this row to commit; code of an older schema derived from the
-# master key what is in the keyring now, and would find records damaged that are not.
+# Whoever changes the keyring holds this row to commit.
 _HOLD = Statement(deployment.update().values(revision=deployment.c.revision))
-_RAISE_LEAST = Statement(
-    deployment.update()
-    .where(deployment.c.least_schema < _LEAST_SCHEMA)
-    .values(least_schema=_LEAST_SCHEMA)
-)
 _REWRAP = Statement(
     keyring.update()
     .where(*_PLACE, keyring.c.wrapped == bindparam("b_old"))
@@ -102,7 +94,6 @@ def found_keyring(minted: Sequence[Row], now: int) -> Script[list[Row]]:
     if known:
         return known
     yield _insert(minted, now)
-    yield _RAISE_LEAST()
     return list(minted)
 
 
@@ -153,7 +144,6 @@ def add_key(row: Row, event: AuditEvent | None, now: int, stamp: Stamp) -> Scrip
         return known
     _, revision, _ = yield from describe()
     yield _insert([row._replace(since=revision)], now)
-    yield _RAISE_LEAST()
     yield from append([] if event is None else [(event, None)], stamp)
     return (yield from read_keyring())
 
@@ -176,7 +166,6 @@ def rewrap_keys(
             b_wrapped=new.wrapped, b_kek=new.kek, b_seal=new.seal,
         )  # fmt: skip
         done += len(rows)
-    yield _RAISE_LEAST()
     yield from append([(event, None)] if event is not None and done else [], stamp)
     return done
 
