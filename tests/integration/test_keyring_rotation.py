@@ -169,8 +169,10 @@ async def test_digest_moves_at_the_next_use(somewhere):
         for node in (here, there):
             assert await node.manager.verify(token=key["token"])
         assert await there.backend.keys.rotate_pepper("cli") == 2
+        await there.supervisor.stop()  # whose task would write the digest at any time
         assert await there.manager.verify(token=key["token"])
         assert there.manager.moves.depth == 1
+        await there.manager.move_digests()
         record = await until_moved(there, "b", 2)
         # The other node has never heard of pepper 2, and learns of it from the record.
         here.manager.records.changed_all()
